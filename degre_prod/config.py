@@ -1,0 +1,201 @@
+"""The configuration: one frozen tree, from defaults, then one YAML file, then `DEGRE_…` environment variables.
+
+`DEGRE_SERVING__DEADLINE_MS=50` sets `serving.deadline_ms`. Units are in the names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from degre_prod.errors import ConfigurationError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """Validation of impression logs."""
+
+    max_rejected_share: float = Field(0.05, ge=0, le=1, description="more rejected rows than this share is an error")
+
+
+class ScalingConfig(_Section):
+    """One worker group for the evaluator, mining and the generator; only these numbers change on a cluster."""
+
+    num_workers: int = Field(2, ge=0, description="Ray Train workers; 0 runs in this process without Ray")
+    cpus_per_worker: float = Field(1.0, gt=0)
+    use_gpu: bool = False
+    max_failures: int = Field(2, ge=0, description="worker crashes survived in one run")
+
+
+class RayConfig(_Section):
+    """Where Ray runs. Without an address a private local cluster is started and stopped again."""
+
+    address: str | None = None
+    num_cpus: int = Field(4, ge=1, description="logical CPUs of the private cluster")
+    object_store_mb: int = Field(256, ge=80)
+
+
+class EvaluatorConfig(_Section):
+    """Lookahead Evaluator."""
+
+    prefix_state: Literal["additive", "attention"] = "additive"
+    width: int = Field(32, ge=4)
+    layers: int = Field(2, ge=1, description="Transformer layers over slots (attention only)")
+    epochs: int = Field(14, ge=1)
+    batch_size: int = Field(512, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    togo_steps: int = Field(400, ge=1, description="optimiser steps of the value-to-go network")
+    seed: int = 0
+
+
+class MiningConfig(_Section):
+    """Beam mining of unexposed lists."""
+
+    requests: int = Field(3000, ge=1, description="training requests to mine, the newest ones")
+    beam_width: int = Field(8, ge=1, description="K, of each of the two beams")
+    keep: int = Field(4, ge=1, description="lists kept per request")
+    replan_width: int = Field(4, ge=1, description="beam width of the re-plan from logged prefixes")
+    shard_size: int = Field(256, ge=1, description="requests per output file")
+    chunk_size: int = Field(32, ge=1, description="requests expanded together")
+
+
+class GeneratorConfig(_Section):
+    """Online Generator and its targets."""
+
+    width: int = Field(64, ge=4)
+    encoder_layers: int = Field(1, ge=1)
+    epochs: int = Field(16, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    targets: Literal["backed_up", "one_step"] = "backed_up"
+    alpha: float = Field(0.5, ge=0, description="weight of KL(q ‖ p) beside the cross-entropy")
+    tau_q: float = Field(0.3, gt=0, description="temperature of the soft labels")
+    tau_w: float = Field(0.1, gt=0, description="temperature of the list weights, in units of mean utility")
+    seed: int = 0
+
+
+class RedisConfig(_Section):
+    """Without a URL a private server is started on a free port and stopped again."""
+
+    url: SecretStr | None = None
+
+
+class ServingConfig(_Section):
+    """The online path."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
+    replicas: int = Field(1, ge=1)
+    cpus_per_replica: float = Field(0.5, gt=0)
+    deadline_ms: float = Field(100.0, gt=0, description="default when a request names none")
+    max_ongoing_requests: int = Field(32, ge=1)
+    max_queued_requests: int = Field(64, ge=0)
+    max_body_bytes: int = Field(1_000_000, ge=1)
+    tokens: tuple[SecretStr, ...] = Field((), description="bearer tokens of /v1, several so that they rotate")
+    clock: Literal["wall", "request"] = Field(
+        "wall", description="`request` lets a request carry its own `event_timestamp`: for replaying logs, never for users"
+    )
+    redis_timeout_ms: float = Field(50.0, gt=0)
+    cache: bool = True
+    cache_ttl_seconds: int = Field(30, ge=1)
+    log_buffer: int = Field(10_000, ge=1, description="served lists waiting for Redis; more are dropped and counted")
+    log_stream_max_length: int = Field(1_000_000, ge=1)
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="DEGRE_", env_nested_delimiter="__", nested_model_default_partial_update=True
+    )
+
+    data: DataConfig = DataConfig()
+    ray: RayConfig = RayConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    mining: MiningConfig = MiningConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    redis: RedisConfig = RedisConfig()
+    serving: ServingConfig = ServingConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - signature of the base class
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over YAML (which arrives as init arguments) over defaults."""
+        return env_settings, init_settings
+
+
+def valid_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the tree, such as `serving.deadline_ms`."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from valid_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Settings from a YAML file (optional), explicit overrides (nested dict), and the environment.
+
+    Raises ConfigurationError naming each wrong key or value and the nearest valid keys.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"cannot read configuration {path}: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"{path}: a mapping of sections is needed, e.g. `serving: {{deadline_ms: 50}}`")
+    keys = list(valid_keys())
+    problems = [
+        _unknown(name, name.removeprefix("DEGRE_").lower().replace("__", "."), keys)
+        for name in os.environ
+        if name.startswith("DEGRE_")
+        and not name.startswith("DEGRE_TEST_")
+        and name.removeprefix("DEGRE_").lower().replace("__", ".") not in keys
+    ]
+    try:
+        settings = Settings(**merge(values, overrides or {}))
+    except ValidationError as error:
+        for problem in error.errors():
+            dotted = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                problems.append(_unknown(dotted, dotted, keys))
+            else:
+                problems.append(f"{dotted}: {problem['msg']}")
+        raise ConfigurationError("configuration: " + "; ".join(problems)) from None
+    if problems:
+        raise ConfigurationError("configuration: " + "; ".join(problems))
+    return settings
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, `over` winning; neither is changed."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def _unknown(name: str, dotted: str, keys: list[str]) -> str:
+    near = difflib.get_close_matches(dotted, keys, n=3, cutoff=0.3) or keys
+    return f"{name} is not a setting; did you mean {', '.join(near)}?"
