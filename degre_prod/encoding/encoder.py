@@ -1,0 +1,196 @@
+"""The encoder: `encode(request, user, items) -> arrays` in pure numpy, the only path to the models.
+
+Arrays of one request (C candidates in upstream order):
+    item_num_CF float32 · item_cat_CF int64    what the feature store knows of each candidate
+    prior_num_CF float32 · prior_cat_CF int64  upstream rank and scores, request-only features, cross features
+    user_num_F, user_cat_F                     the user
+    context_num_F, context_cat_F               the request
+    prior_rank_C int64                         settles ties
+Missing values are 0 with a flag (where training had any missing), unknown categories index 1, an unknown or stale entity
+has everything missing and its `absent` flag set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from degre_prod.artefact import write_text
+from degre_prod.encoding import cross
+from degre_prod.encoding.columns import MISSING, UNKNOWN, CategoricalColumn, NumericColumn, as_float
+from degre_prod.errors import BundleError, FeatureError
+from degre_prod.requests import FeatureColumns, Request
+from degre_prod.schema import DataSchema
+
+Encoded = dict[str, np.ndarray]
+GROUPS = ("item", "prior", "user", "context")
+
+
+class GroupColumns(BaseModel):
+    """The fitted columns of one group, in array order (numeric first, each with its flag)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    numeric: tuple[NumericColumn, ...] = ()
+    categorical: tuple[CategoricalColumn, ...] = ()
+
+    def num(self, columns: dict[str, np.ndarray], rows: int) -> list[np.ndarray]:
+        """One float32 (rows, width) array per numeric column."""
+        return [c.apply(columns[c.name]) for c in self.numeric] or [np.zeros((rows, 0), np.float32)]
+
+
+class EncoderSpec(BaseModel):
+    """What `encoder.json` holds: the schema and the fitted columns of each group."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = 1
+    data_schema: DataSchema
+    item: GroupColumns
+    prior: GroupColumns
+    user: GroupColumns
+    context: GroupColumns
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Widths of the encoder's arrays, from which the models size themselves: numeric width and cardinalities by group."""
+
+    num: dict[str, int]
+    cat: dict[str, tuple[int, ...]]
+    list_length: int
+    objectives: int
+    position_free: bool = False
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """See the module's docstring; make one with `fit_encoder` or `load_encoder`."""
+
+    spec: EncoderSpec
+    _lookups: dict[str, list[dict[str, int]]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        lookups = {g: [c.lookup() for c in getattr(self.spec, g).categorical] for g in GROUPS}
+        object.__setattr__(self, "_lookups", lookups)
+
+    @property
+    def schema(self) -> DataSchema:
+        """The data set's schema the encoder was fitted for."""
+        return self.spec.data_schema
+
+    def to_json(self) -> str:
+        """Canonical JSON; equal encoders give equal text."""
+        return json.dumps(self.spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """sha256 of `to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def layout(self) -> Layout:
+        """Array widths; cross features are counted where `encode` appends them."""
+        schema = self.schema
+        num = {g: sum(c.width for c in getattr(self.spec, g).numeric) for g in GROUPS}
+        sequences = sum(f.kind == "id_sequence" for f in schema.user.features)
+        in_list = len(schema.scores) + sum(f.kind == "numeric" for f in schema.candidate_features)
+        num["item"] += 1
+        num["user"] += 1
+        num["context"] += 1
+        num["prior"] += cross.PRIOR_RANK_WIDTH + cross.IN_LIST_WIDTH * in_list + cross.SEQUENCE_WIDTH * sequences
+        if schema.recent_event_types:
+            num["prior"] += cross.RECENT_WIDTH + cross.RECENT_WIDTH_PER_TYPE * len(schema.recent_event_types)
+        cat = {g: tuple(c.cardinality for c in getattr(self.spec, g).categorical) for g in GROUPS}
+        return Layout(num, cat, schema.list_length, len(schema.objectives), schema.position_free)
+
+    def encode(self, request: Request, user: FeatureColumns, items: FeatureColumns) -> Encoded:
+        """Arrays of one request; raises FeatureError when rows or declared columns are missing."""
+        schema, C = self.schema, len(request.candidate_ids)
+        if items.rows != C or user.rows != 1:
+            raise FeatureError(f"{items.rows} item rows and {user.rows} user rows for {C} candidates and one user")
+        prior_rank_C = np.arange(C, dtype=np.int64)
+        request_columns = request_only_columns(schema, request)
+        prior = self.spec.prior.num(request_columns, C)
+        prior.append(cross.prior_rank_features(prior_rank_C, schema.max_candidates))
+        in_list = [*schema.scores, *(f.name for f in schema.candidate_features if f.kind == "numeric")]
+        prior += [cross.in_list_features(request_columns[name]) for name in in_list]
+        prior += [
+            cross.sequence_features(request.candidate_ids, user.values[f.name][0])
+            for f in schema.user.features
+            if f.kind == "id_sequence"
+        ]
+        if schema.recent_event_types:
+            prior.append(
+                cross.recent_event_features(
+                    request.candidate_ids, request.recent_events, schema.recent_event_types, request.event_timestamp_us
+                )
+            )
+        context = {c.name: as_float([request.context.get(c.name)]) for c in self.spec.context.numeric}
+        activity = np.array([[np.log1p(len(request.recent_events))]], np.float32)
+        return {
+            "item_num_CF": np.concatenate([*self.spec.item.num(_numeric(items), C), _absent(items)], axis=1),
+            "item_cat_CF": self._categorical("item", items.values, C),
+            "prior_num_CF": np.concatenate(prior, axis=1, dtype=np.float32),
+            "prior_cat_CF": self._categorical("prior", request.candidate_features, C),
+            "user_num_F": np.concatenate([*self.spec.user.num(_numeric(user), 1), _absent(user)], axis=1)[0],
+            "user_cat_F": self._categorical("user", user.values, 1)[0],
+            "context_num_F": np.concatenate([*self.spec.context.num(context, 1), activity], axis=1)[0],
+            "context_cat_F": self._categorical("context", {k: [v] for k, v in request.context.items()}, 1)[0],
+            "prior_rank_C": prior_rank_C,
+        }
+
+    def _categorical(self, group: str, values: Any, rows: int) -> np.ndarray:
+        columns: Sequence[CategoricalColumn] = getattr(self.spec, group).categorical
+        out = np.zeros((rows, len(columns)), np.int64)
+        for j, (column, lookup) in enumerate(zip(columns, self._lookups[group], strict=True)):
+            present = values.get(column.name)
+            if present is not None:
+                out[:, j] = [MISSING if v is None else lookup.get(str(v), UNKNOWN) for v in present]
+        return out
+
+
+def request_only_columns(schema: DataSchema, request: Request) -> dict[str, np.ndarray]:
+    """Numeric columns only the request carries: scores and candidate features, float32 (C,), NaN where absent."""
+    absent = np.full(len(request.candidate_ids), np.nan, np.float32)
+    out: dict[str, np.ndarray] = {}
+    for name in schema.scores:
+        out[name] = as_float(request.scores[name]) if request.scores.get(name) is not None else absent
+    for feature in schema.candidate_features:
+        if feature.kind == "numeric":
+            values = request.candidate_features.get(feature.name)
+            out[feature.name] = absent if values is None else as_float(values)
+    return out
+
+
+def load_encoder(path: Path) -> Encoder:
+    """Read `encoder.json`; raises BundleError when it isn't one."""
+    try:
+        return Encoder(EncoderSpec.model_validate_json(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is not a readable encoder: {error}") from error
+
+
+def save_encoder(encoder: Encoder, path: Path) -> None:
+    """Write `encoder.json`."""
+    write_text(path, encoder.to_json())
+
+
+def _numeric(columns: FeatureColumns) -> dict[str, np.ndarray]:
+    return {name: v for name, v in columns.values.items() if isinstance(v, np.ndarray)}
+
+
+def _absent(columns: FeatureColumns) -> np.ndarray:
+    """float32 (R, 1): 1 where every value of the entity is missing."""
+    absent = np.ones(columns.rows, bool)
+    for values in columns.values.values():
+        if isinstance(values, np.ndarray):
+            absent &= np.isnan(values.reshape(columns.rows, -1)).all(axis=1)
+        else:
+            absent &= np.array([v is None for v in values], bool)
+    return absent[:, None].astype(np.float32)
