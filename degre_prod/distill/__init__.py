@@ -1,0 +1,1 @@
+"""From mined values to the generator's dense supervision."""

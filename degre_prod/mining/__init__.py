@@ -1,0 +1,1 @@
+"""Beam mining of high-value unexposed lists."""

@@ -1,0 +1,89 @@
+"""Fields of a candidate (item, prior, user, context, and a slot where wanted) and the token pooled from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from degre_prod.encoding.encoder import GROUPS, Layout
+
+Batch = Mapping[str, Tensor]
+
+
+class Fields(NamedTuple):
+    """Embedded fields of one batch: item_BXD and prior_BXD by candidate or slot, user_BD and context_BD by request."""
+
+    item: Tensor
+    prior: Tensor
+    user: Tensor
+    context: Tensor
+
+    def at(self, index_BX: Tensor) -> Fields:
+        """The same fields with candidates gathered by index."""
+        return Fields(gather(self.item, index_BX), gather(self.prior, index_BX), self.user, self.context)
+
+
+def gather(values_BCD: Tensor, index_BX: Tensor) -> Tensor:
+    """values_BXD: rows of the candidate axis; negative indices (padding) read candidate 0."""
+    index = index_BX.clamp(min=0).unsqueeze(-1).expand(-1, -1, values_BCD.shape[-1])
+    return values_BCD.gather(1, index)
+
+
+class FieldEmbedding(nn.Module):
+    """Each group's numbers and categories to width D: a linear map plus one embedding per categorical column."""
+
+    def __init__(self, layout: Layout, width: int) -> None:
+        super().__init__()
+        self.linear = nn.ModuleDict({g: nn.Linear(layout.num[g], width) for g in GROUPS})
+        self.tables = nn.ModuleDict({g: nn.ModuleList(nn.Embedding(n, width) for n in layout.cat[g]) for g in GROUPS})
+        for tables in self.tables.values():
+            for table in tables:  # type: ignore[attr-defined]
+                nn.init.normal_(table.weight, std=0.1)
+
+    def forward(self, batch: Batch) -> Fields:
+        """Batch arrays `item_num` (B, C, F) … `context_cat` (B, F) → Fields."""
+        return Fields(*(self._group(g, batch) for g in GROUPS))
+
+    def _group(self, group: str, batch: Batch) -> Tensor:
+        out: Tensor = self.linear[group](batch[f"{group}_num"])
+        for j, table in enumerate(self.tables[group]):  # type: ignore[arg-type]
+            out = out + table(batch[f"{group}_cat"][..., j])
+        return out
+
+
+class Token(nn.Module):
+    """Self-attention between the fields of one candidate, then pooled to e: the inter-field part of METHOD §2.
+
+    Pooling sees the attended fields side by side and the product item ⊙ user, so that inner products are one layer away.
+    """
+
+    def __init__(self, width: int, *, slots: int | None = None) -> None:
+        super().__init__()
+        self.slot = nn.Embedding(slots, width) if slots is not None else None
+        fields = 4 + (slots is not None)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.pool1 = nn.Linear((fields + 1) * width, 2 * width)
+        self.pool2 = nn.Linear(2 * width, width)
+
+    def forward(self, fields: Fields, slot_X: Tensor | None = None) -> Tensor:
+        """e_BXD for X candidates or slots; `slot_X` (X,) is the slot being filled, where the token has a slot field."""
+        B, X, D = fields.item.shape
+        parts = [fields.item, fields.prior, _spread(fields.user, X), _spread(fields.context, X)]
+        if self.slot is not None:
+            assert slot_X is not None
+            parts.append(self.slot(slot_X).unsqueeze(0).expand(B, X, D))
+        x = torch.stack(parts, dim=2)  # (B, X, fields, D)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        attended = torch.softmax(q @ k.transpose(-1, -2) / D**0.5, dim=-1) @ v
+        x = x + self.out(attended)
+        pooled = torch.cat([x.flatten(2), (fields.item * fields.user.unsqueeze(1))], dim=-1)
+        return self.pool2(F.gelu(self.pool1(pooled)))
+
+
+def _spread(request_BD: Tensor, X: int) -> Tensor:
+    return request_BD.unsqueeze(1).expand(-1, X, -1)

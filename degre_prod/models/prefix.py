@@ -1,0 +1,167 @@
+"""The state of a list's prefix, in two forms behind one interface: `additive` and `attention` (METHOD §2).
+
+sequence(tokens_BLD) gives h for every slot of known lists at once (training). start, hidden, advance give the same
+values one step at a time from a cached state (mining): `hidden` the h of every candidate as the next item of every
+prefix, `advance` the state after choosing one.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = tuple[Tensor, ...]  # each tensor (B, K, …)
+
+
+class PrefixState(Protocol):
+    """What both forms offer."""
+
+    def sequence(self, tokens_BLD: Tensor) -> Tensor:
+        """h_BLD; h at slot t depends on tokens ≤ t alone."""
+        ...
+
+    def start(self, tokens_BCD: Tensor) -> State:
+        """The state of the empty prefix, K = 1."""
+        ...
+
+    def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:
+        """h_BKCD of each candidate placed at slot t (from 0) after each prefix."""
+        ...
+
+    def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:
+        """The state of K prefixes, each a parent's prefix with one more item at slot t."""
+        ...
+
+
+def pick(values_BK: Tensor, parent_BK: Tensor) -> Tensor:
+    """Rows of axis 1 by parent index; trailing axes follow."""
+    index = parent_BK.view(*parent_BK.shape, *(1,) * (values_BK.dim() - 2))
+    return values_BK.gather(1, index.expand(*parent_BK.shape, *values_BK.shape[2:]))
+
+
+class AdditiveState(nn.Module):
+    """S_t = Σ_{w<t} A·gelu(B(e_w + pos_w)), unnormalised; h = gelu(W1 S + W2 e_v + pos_t + (W3 S) ⊙ (W4 e_v))."""
+
+    def __init__(self, width: int, slots: int, *, position_free: bool) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width, bias=False)
+        self.w1 = nn.Linear(width, width, bias=False)
+        self.w2 = nn.Linear(width, width)
+        self.w3 = nn.Linear(width, width, bias=False)
+        self.w4 = nn.Linear(width, width, bias=False)
+        rows = 1 if position_free else slots
+        self.past = nn.Parameter(torch.randn(rows, width) * 0.02)
+        self.target = nn.Parameter(torch.randn(rows, width) * 0.02)
+        self.position_free = position_free
+
+    def _slot(self, table: Tensor, t: int) -> Tensor:
+        return table[0] if self.position_free else table[t]
+
+    def _slots(self, table: Tensor, length: int) -> Tensor:
+        return table.expand(length, -1) if self.position_free else table[:length]
+
+    def sequence(self, tokens_BLD: Tensor) -> Tensor:
+        L = tokens_BLD.shape[1]
+        added = self.outer(F.gelu(self.inner(tokens_BLD + self._slots(self.past, L))))
+        S = torch.cat([torch.zeros_like(added[:, :1]), added.cumsum(1)[:, :-1]], dim=1)
+        pre = self.w1(S) + self.w2(tokens_BLD) + self._slots(self.target, L) + self.w3(S) * self.w4(tokens_BLD)
+        return F.gelu(pre)
+
+    def start(self, tokens_BCD: Tensor) -> State:
+        B, _, D = tokens_BCD.shape
+        return (tokens_BCD.new_zeros(B, 1, D),)
+
+    def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:
+        (S,) = state
+        e1 = (self.w2(tokens_BCD) + self._slot(self.target, t)).unsqueeze(1)
+        e2 = self.w4(tokens_BCD).unsqueeze(1)
+        return F.gelu(torch.addcmul(self.w1(S).unsqueeze(2) + e1, self.w3(S).unsqueeze(2), e2))
+
+    def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:
+        (S,) = state
+        added = self.outer(F.gelu(self.inner(tokens_BKD + self._slot(self.past, t))))
+        return (pick(S, parent_BK) + added,)
+
+
+class AttentionState(nn.Module):
+    """Causal pre-norm Transformer over slots; keys and values of a prefix are cached, for survivors only."""
+
+    def __init__(self, width: int, *, layers: int, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def sequence(self, tokens_BLD: Tensor) -> Tensor:
+        L = tokens_BLD.shape[1]
+        causal = torch.ones(L, L, dtype=torch.bool, device=tokens_BLD.device).tril()
+        x = tokens_BLD
+        for block in self.blocks:
+            q, k, v = block.project(x)
+            scores = (q @ k.transpose(-1, -2)).masked_fill(~causal, float("-inf"))
+            x = block.finish(x, torch.softmax(scores, -1) @ v)
+        return self.norm(x)
+
+    def start(self, tokens_BCD: Tensor) -> State:
+        B, _, D = tokens_BCD.shape
+        empty = tokens_BCD.new_zeros(B, 1, self.heads, 0, D // self.heads)
+        return (empty,) * (2 * len(self.blocks))
+
+    def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:  # noqa: ARG002 - the slot is in the token
+        K = state[0].shape[1]
+        x = tokens_BCD.unsqueeze(1).expand(-1, K, -1, -1)
+        for i, block in enumerate(self.blocks):
+            x, _, _ = block.step(x, state[2 * i], state[2 * i + 1])
+        return self.norm(x)
+
+    def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:  # noqa: ARG002
+        x = tokens_BKD.unsqueeze(2)
+        grown: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            keys, values = pick(state[2 * i], parent_BK), pick(state[2 * i + 1], parent_BK)
+            x, k, v = block.step(x, keys, values)
+            grown += [torch.cat([keys, k], dim=3), torch.cat([values, v], dim=3)]
+        return tuple(grown)
+
+
+class _Block(nn.Module):
+    """Pre-norm attention and feed-forward; `step` attends from single candidates to a cached prefix and themselves."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.ff1, self.ff2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (already scaled), k, v with the head axis before the token axis: (…, H, X, D/H)."""
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        )
+        return q / q.shape[-1] ** 0.5, k, v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.out(attended.transpose(-2, -3).flatten(-2))
+        return x + self.ff2(F.gelu(self.ff1(self.norm2(x))))
+
+    def step(self, x_BKCD: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_BKCD, and the k and v (B, K, H, C, D/H) of the candidates; keys and values (B, K, H, t, D/H)."""
+        q, k, v = self.project(x_BKCD)
+        prefix = q @ keys.transpose(-1, -2)  # (B, K, H, C, t)
+        own = (q * k).sum(-1, keepdim=True)
+        weights = torch.softmax(torch.cat([prefix, own], -1), -1)
+        attended = weights[..., :-1] @ values + weights[..., -1:] * v
+        return self.finish(x_BKCD, attended), k, v
+
+
+def make_prefix_state(form: str, width: int, slots: int, *, layers: int, position_free: bool) -> PrefixState:
+    """`additive` or `attention`; the attention form reads the slot from its tokens."""
+    if form == "additive":
+        return AdditiveState(width, slots, position_free=position_free)
+    return AttentionState(width, layers=layers)

@@ -1,0 +1,1 @@
+"""Training and the worker group that training and mining share."""

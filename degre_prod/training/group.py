@@ -1,0 +1,155 @@
+"""The worker group: one launcher for the evaluator, mining and the generator.
+
+A task is a module-level function of one dictionary (JSON values), run by every worker; it works in a shared folder,
+resumes from what it finds there, and may therefore be started again at any time. Workers split work by rank.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from degre_prod.artefact import write_json
+from degre_prod.config import ScalingConfig
+from degre_prod.errors import TrainingError
+
+Task = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This worker's place in its group."""
+
+    rank: int
+    world: int
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Element-wise sum over the group, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def share(self, count: int) -> range:
+        """The indices below `count` that are this worker's."""
+        return range(self.rank, count, self.world)
+
+    def progress(self, folder: Path, done: float, total: float, text: str) -> None:
+        """Leave word for the launcher's progress bar."""
+        write_json(folder / f"progress-{self.rank}.json", {"done": done, "total": total, "text": text})
+
+
+def current_worker() -> Worker:
+    """The worker this process is; a group of one outside any group. Sets one thread: same seed, same result."""
+    torch.set_num_threads(1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return Worker(0, 1)
+
+
+def report_epoch(metrics: dict[str, float]) -> None:
+    """Tell Ray Train, where there is one (a barrier for its workers)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        import ray.train
+
+        ray.train.report(metrics)
+
+
+def run_group(task: Task, config: dict[str, Any], *, folder: Path, scaling: ScalingConfig, label: str) -> None:
+    """Run a task on the group and wait; `folder` is where it works and leaves its progress.
+
+    With `scaling.num_workers` 0 it runs in this process. Raises TrainingError when a worker fails for good.
+    """
+    with _progress_bar(folder, label):
+        if scaling.num_workers == 0:
+            task(config)
+        else:
+            _run_on_ray(task, config, folder, scaling)
+    for file in folder.glob("progress-*.json"):
+        file.unlink()
+
+
+def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: ScalingConfig) -> None:
+    from ray.train import FailureConfig, RunConfig
+    from ray.train import ScalingConfig as RayScaling
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    storage = folder / "ray_train"  # Ray's own bookkeeping of one launch; the task's state is in `folder` itself
+    trainer = TorchTrainer(
+        task,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=RayScaling(
+            num_workers=scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:8],
+            storage_path=str(storage.resolve()),
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray wraps whatever a worker raised in types that differ between versions
+        raise TrainingError(
+            f"{task.__module__}.{task.__name__} failed on {scaling.num_workers} workers: {error}"
+        ) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+@contextmanager
+def _progress_bar(folder: Path, label: str) -> Iterator[None]:
+    """Show the sum of the workers' progress on stderr while the block runs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        line = bar.add_task(label, total=None, text="starting workers")
+
+        def follow() -> None:
+            while not stop.wait(0.3):
+                reports = [r for r in map(_read, sorted(folder.glob("progress-*.json"))) if r]
+                if reports:
+                    bar.update(
+                        line,
+                        completed=sum(r["done"] for r in reports),
+                        total=sum(r["total"] for r in reports),
+                        text=reports[0]["text"],
+                    )
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return None  # replaced at this moment; the next look sees it
