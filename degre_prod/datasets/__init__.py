@@ -1,0 +1,1 @@
+"""Converters from published data sets to the impression-log contract, with honest event timestamps."""

@@ -1,0 +1,1 @@
+"""The command groups of `degre`, one file each; heavy imports stay inside the commands."""
