@@ -1,0 +1,1 @@
+"""The online path: one request in, one validated list out, within a deadline."""
