@@ -1,0 +1,39 @@
+"""Reading a request body no larger than allowed, before any of it is parsed."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from serving.problems import Problem, from_validation
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_body(http: Request, max_bytes: int) -> bytes:
+    """The body; raises a 413 Problem as soon as it is known to be longer than `max_bytes`."""
+    declared = http.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size = 0
+    async for part in http.stream():
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def parse(model: type[Model], body: bytes) -> Model:
+    """The body as `model`; raises Problem 400 (not JSON) or 422 (fields named)."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def _too_large(max_bytes: int) -> Problem:
+    return Problem(413, f"the body is larger than {max_bytes} bytes (serving.max_body_bytes)")

@@ -1,0 +1,226 @@
+"""Typed clients, synchronous and asynchronous. A list always comes back: the caller's own order when the service is away.
+
+    with RerankClient("http://127.0.0.1:8000") as client:
+        answer = client.rerank(RerankRequest(user_id=7, candidates=[Candidate(id=1), Candidate(id=2)]))
+
+What to send, when to try again and when to fall back is written once, as generators that yield steps; the two clients
+only carry the steps out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Generator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from degre_prod.errors import ServiceError
+from serving.protocol import FeedbackAccepted, FeedbackRequest, RankedItem, RerankRequest, RerankResponse
+
+DEFAULT_DEADLINE_MS = 100.0
+FEEDBACK_ATTEMPTS = 5
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 2.0
+# Statuses that say nothing about the request: away, overloaded, or too slow.
+_AWAY = frozenset({408, 429})
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """POST `body` to `path`; the client sends back an httpx.Response or the httpx.TransportError it got instead."""
+
+    path: str
+    body: bytes
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait before the next step."""
+
+    seconds: float
+
+
+Reply = httpx.Response | httpx.TransportError | None
+Steps = Generator[Send | Wait, Reply, Result]
+
+
+def rerank_steps(request: RerankRequest, grace_ms: float) -> Steps[RerankResponse]:
+    """One try, and a second one at once if the connection broke (a kept-alive connection may have been closed)."""
+    if request.request_id is None:  # so that feedback can refer to the list even if this client falls back
+        request = request.model_copy(update={"request_id": uuid.uuid4().hex})
+    timeout_s = ((request.deadline_ms or DEFAULT_DEADLINE_MS) + grace_ms) / 1000
+    send = Send("/v1/rerank", request.model_dump_json(exclude_none=True, exclude_unset=False).encode(), timeout_s)
+    reply = yield send
+    if isinstance(reply, httpx.TransportError) and not isinstance(reply, httpx.TimeoutException):
+        reply = yield send
+    if isinstance(reply, httpx.TimeoutException):
+        return client_fallback(request, "client_timeout")
+    if not isinstance(reply, httpx.Response):
+        return client_fallback(request, "client_unreachable")
+    if _is_away(reply):
+        return client_fallback(request, f"client_status_{reply.status_code}")
+    if reply.status_code != 200:
+        raise _refusal(reply)
+    try:
+        answer = RerankResponse.model_validate_json(reply.content)
+    except ValidationError:
+        return client_fallback(request, "client_bad_answer")
+    ids = answer.ids()
+    if not ids or len(set(ids)) < len(ids) or not set(ids) <= {c.id for c in request.candidates}:
+        return client_fallback(request, "client_bad_answer")
+    return answer
+
+
+def feedback_steps(request: FeedbackRequest, timeout_s: float, jitter: random.Random) -> Steps[FeedbackAccepted]:
+    """Tries until Redis has the feedback; the event ids make repetition harmless. Raises ServiceError at the end."""
+    send = Send("/v1/feedback", request.model_dump_json().encode(), timeout_s)
+    backoff_s = FIRST_BACKOFF_S
+    reply: Reply = None
+    for attempt in range(FEEDBACK_ATTEMPTS):
+        if attempt:
+            yield Wait(backoff_s * jitter.uniform(0.5, 1.0))
+            backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
+        reply = yield send
+        if isinstance(reply, httpx.Response) and not _is_away(reply):
+            if reply.status_code != 202:
+                raise _refusal(reply)
+            return FeedbackAccepted.model_validate_json(reply.content)
+    if isinstance(reply, httpx.Response):
+        raise _refusal(reply)
+    raise ServiceError(f"feedback was not taken after {FEEDBACK_ATTEMPTS} tries: {type(reply).__name__}: {reply}")
+
+
+def client_fallback(request: RerankRequest, reason: str) -> RerankResponse:
+    """The caller's own order: distinct candidates, cut to the length asked for."""
+    distinct = list(dict.fromkeys(c.id for c in request.candidates))[: request.length]
+    return RerankResponse(
+        request_id=request.request_id or uuid.uuid4().hex,
+        items=[RankedItem(id=item, position=t) for t, item in enumerate(distinct)],
+        bundle="",
+        arm="",
+        source="client_fallback",
+        degraded=[reason],
+    )
+
+
+class RerankClient:
+    """Synchronous client; safe to share among threads. `grace_ms` is waited beyond the request's deadline."""
+
+    def __init__(
+        self, base_url: str, *, token: str | None = None, grace_ms: float = 400.0, feedback_timeout_s: float = 2.0
+    ) -> None:
+        self._http = httpx.Client(base_url=base_url, headers=_headers(token))
+        self._grace_ms, self._feedback_timeout_s = grace_ms, feedback_timeout_s
+        self._jitter = random.Random()
+
+    def rerank(self, request: RerankRequest) -> RerankResponse:
+        """The service's list, or the caller's order with source `client_fallback` when it is away, late or broken.
+
+        Raises ServiceError with the problem document when the service refuses the request (4xx).
+        """
+        return self._carry_out(rerank_steps(request, self._grace_ms))
+
+    def feedback(self, request: FeedbackRequest) -> FeedbackAccepted:
+        """Deliver feedback, trying again for a few seconds; raises ServiceError when it was refused or not taken."""
+        return self._carry_out(feedback_steps(request, self._feedback_timeout_s, self._jitter))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _carry_out(self, steps: Steps[Result]) -> Result:
+        reply: Reply = None
+        try:
+            while True:
+                step = steps.send(reply)
+                if isinstance(step, Wait):
+                    time.sleep(step.seconds)
+                    reply = None
+                    continue
+                try:
+                    reply = self._http.post(step.path, content=step.body, timeout=step.timeout_s)
+                except httpx.TransportError as error:
+                    reply = error
+        except StopIteration as end:
+            return end.value
+
+
+class AsyncRerankClient:
+    """Asynchronous client; the same promises as RerankClient."""
+
+    def __init__(
+        self, base_url: str, *, token: str | None = None, grace_ms: float = 400.0, feedback_timeout_s: float = 2.0
+    ) -> None:
+        self._http = httpx.AsyncClient(base_url=base_url, headers=_headers(token))
+        self._grace_ms, self._feedback_timeout_s = grace_ms, feedback_timeout_s
+        self._jitter = random.Random()
+
+    async def rerank(self, request: RerankRequest) -> RerankResponse:
+        """See RerankClient.rerank."""
+        return await self._carry_out(rerank_steps(request, self._grace_ms))
+
+    async def feedback(self, request: FeedbackRequest) -> FeedbackAccepted:
+        """See RerankClient.feedback."""
+        return await self._carry_out(feedback_steps(request, self._feedback_timeout_s, self._jitter))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _carry_out(self, steps: Steps[Result]) -> Result:
+        reply: Reply = None
+        try:
+            while True:
+                step = steps.send(reply)
+                if isinstance(step, Wait):
+                    await asyncio.sleep(step.seconds)
+                    reply = None
+                    continue
+                try:
+                    reply = await self._http.post(step.path, content=step.body, timeout=step.timeout_s)
+                except httpx.TransportError as error:
+                    reply = error
+        except StopIteration as end:
+            return end.value
+
+
+def _headers(token: str | None) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return headers
+
+
+def _is_away(reply: httpx.Response) -> bool:
+    return reply.status_code >= 500 or reply.status_code in _AWAY
+
+
+def _refusal(reply: httpx.Response) -> ServiceError:
+    problem: dict[str, object] = {}
+    if reply.headers.get("content-type", "").startswith("application/problem+json"):
+        problem = dict(reply.json())
+    detail = problem.get("detail") or reply.text[:200]
+    return ServiceError(f"{reply.status_code}: {detail}", status=reply.status_code, problem=problem)

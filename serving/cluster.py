@@ -1,0 +1,74 @@
+"""The Ray cluster to run on: the one already joined, the one at an address, else a private one, gone afterwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+
+from degre_prod.config import RayConfig
+
+# Ray keeps Unix sockets below its temporary folder, and their paths may be 107 bytes long: TMPDIR may be too deep.
+_SHORT_TMP = "/tmp"
+
+
+@contextmanager
+def ray_cluster(config: RayConfig) -> Iterator[None]:
+    """Be connected to Ray inside the block. A cluster this process has already joined is used and left alone."""
+    variables = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if config.address is None and "RAY_AUTH_MODE" not in os.environ:
+        # Whoever may submit work to a cluster owns the machine. Without a token here Ray would write one into the home.
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _process_token()}
+    with environment(variables):
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
+        quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+        if config.address is not None:
+            ray.init(address=config.address, **quiet)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+            return
+        folder = tempfile.mkdtemp(prefix="degre-ray-", dir=_SHORT_TMP)
+        try:
+            ray.init(
+                num_cpus=config.num_cpus,
+                object_store_memory=config.object_store_mb * 1024 * 1024,
+                include_dashboard=False,
+                _temp_dir=folder,
+                **quiet,
+            )
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _process_token() -> str:
+    """One token a process: Ray keeps the first it sees, also for the next cluster."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the block and put back what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

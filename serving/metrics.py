@@ -1,0 +1,65 @@
+"""Prometheus metrics of one replica, in a registry of its own. All labels come from fixed sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_STAGE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """What the service counts; see docs/http.md for the names."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter("degre_requests", "Requests by endpoint and status", "endpoint", "status")
+        self._answers = self._counter("degre_answers", "Reranked lists by source", "source")
+        self._degraded = self._counter("degre_degraded", "Answers by reason of being degraded", "reason")
+        self._cache = self._counter("degre_cache", "Result cache lookups by outcome", "outcome")
+        self._log = self._counter("degre_served_log", "Served lists by fate on their way to Redis", "fate")
+        self._feedback = self._counter("degre_feedback", "Feedback deliveries by fate", "fate")
+        self._stages = Histogram(
+            "degre_stage_seconds", "Time by stage", ["stage"], registry=self.registry, buckets=_STAGE_BUCKETS_S
+        )
+        self._ready = Gauge("degre_ready", "1 when the bundle is loaded and warm", registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def request(self, endpoint: str, status: int) -> None:
+        """One request answered."""
+        self._requests.labels(endpoint, str(status)).inc()
+
+    def answer(self, source: str, degraded: Sequence[str], timings_ms: Mapping[str, float]) -> None:
+        """One list answered. A reason's count (`unknown_items:3`) is cut off: labels stay bounded."""
+        self._answers.labels(source).inc()
+        for reason in degraded:
+            self._degraded.labels(reason.partition(":")[0]).inc()
+        for stage, ms in timings_ms.items():
+            self._stages.labels(stage).observe(ms / 1000)
+
+    def cache(self, outcome: str) -> None:
+        """One lookup in the result cache."""
+        self._cache.labels(outcome).inc()
+
+    def served_log(self, fate: str, count: int = 1) -> None:
+        """Served lists written, dropped (buffer full) or failed (an append to be tried again)."""
+        self._log.labels(fate).inc(count)
+
+    def feedback(self, fate: str) -> None:
+        """A feedback delivery accepted or refused because Redis was away."""
+        self._feedback.labels(fate).inc()
+
+    def ready(self, ready: bool) -> None:
+        """Whether the replica takes requests."""
+        self._ready.set(ready)
+
+    def value(self, name: str, **labels: str) -> float:
+        """A sample's present value, 0 when it was never counted."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
