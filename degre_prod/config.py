@@ -105,7 +105,8 @@ class ServingConfig(_Section):
     max_body_bytes: int = Field(1_000_000, ge=1)
     tokens: tuple[SecretStr, ...] = Field((), description="bearer tokens of /v1, several so that they rotate")
     clock: Literal["wall", "request"] = Field(
-        "wall", description="`request` lets a request carry its own `event_timestamp`: for replaying logs, never for users"
+        "wall",
+        description="`request` lets a request carry its own `event_timestamp`: for replaying logs, never for users",
     )
     redis_timeout_ms: float = Field(50.0, gt=0)
     cache: bool = True
@@ -118,7 +119,11 @@ class Settings(BaseSettings):
     """The whole tree."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="DEGRE_", env_nested_delimiter="__", nested_model_default_partial_update=True
+        frozen=True,
+        extra="forbid",
+        env_prefix="DEGRE_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
     )
 
     data: DataConfig = DataConfig()

@@ -31,6 +31,7 @@ class Manifest(BaseModel):
     max_candidates: int = Field(ge=1)
     constraints: tuple[str, ...] = ("distinct",)
     encoder_sha256: str
+    made_from: str = Field(description="hash of everything the generator depends on")
     evaluator_made_from: str
     mined_made_from: str
     training_window: tuple[datetime, datetime]

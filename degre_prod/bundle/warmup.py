@@ -31,8 +31,8 @@ def to_line(recorded: Recorded) -> str:
     request["recent_events"] = [asdict(e) for e in recorded.request.recent_events]
     document = {
         "request": request,
-        "user": _plain(recorded.user.values),
-        "items": _plain(recorded.items.values),
+        "user": dict(recorded.user.values),
+        "items": dict(recorded.items.values),
         "answer": list(recorded.answer),
     }
     return json.dumps(_no_nan(document), separators=(",", ":"))
@@ -59,21 +59,20 @@ def _columns(values: dict[str, list[Any]], features: Sequence[Feature], rows: in
         if f.kind == "numeric":
             out[f.name] = np.array([math.nan if v is None else v for v in column], np.float32)
         elif f.kind == "vector":
-            out[f.name] = np.array(
-                [[math.nan if v is None else v for v in row] for row in column], np.float32
-            ).reshape(rows, f.size or 0)
+            out[f.name] = np.array([[math.nan if v is None else v for v in row] for row in column], np.float32).reshape(
+                rows, f.size or 0
+            )
         else:
             out[f.name] = column
     return FeatureColumns(out, rows)
 
 
-def _plain(values: Any) -> dict[str, Any]:
-    return {name: v.tolist() if isinstance(v, np.ndarray) else list(v) for name, v in values.items()}
-
-
 def _no_nan(value: Any) -> Any:
+    """JSON's own types, None for NaN."""
     if isinstance(value, dict):
         return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return _no_nan(value.tolist())
     if isinstance(value, list | tuple):
         return [_no_nan(v) for v in value]
     if isinstance(value, np.generic):

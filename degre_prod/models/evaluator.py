@@ -163,7 +163,8 @@ class LookaheadEvaluator(nn.Module):
         tokens, togo_tokens = self._tokens(prepared, t)
         token_BKD, togo_BKD = _rows(tokens, item_BK), _rows(togo_tokens, item_BK)
         h = self._hidden_of(beams.value_state, parent_BK, token_BKD, t)
-        r = self.head.rates(*self.head(h), t + 1)
+        a, b = self.head(h)
+        r = self.head.rates(a, b, t + 1)
         P = pick(beams.counts, parent_BK)
         return Beams(
             self.value.state.advance(beams.value_state, parent_BK, token_BKD, t),

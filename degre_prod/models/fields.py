@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ class FieldEmbedding(nn.Module):
         self.linear = nn.ModuleDict({g: nn.Linear(layout.num[g], width) for g in GROUPS})
         self.tables = nn.ModuleDict({g: nn.ModuleList(nn.Embedding(n, width) for n in layout.cat[g]) for g in GROUPS})
         for tables in self.tables.values():
-            for table in tables:  # type: ignore[attr-defined]
-                nn.init.normal_(table.weight, std=0.1)
+            for table in cast(nn.ModuleList, tables):
+                nn.init.normal_(cast(nn.Embedding, table).weight, std=0.1)
 
     def forward(self, batch: Batch) -> Fields:
         """Batch arrays `item_num` (B, C, F) … `context_cat` (B, F) → Fields."""
@@ -50,7 +50,7 @@ class FieldEmbedding(nn.Module):
 
     def _group(self, group: str, batch: Batch) -> Tensor:
         out: Tensor = self.linear[group](batch[f"{group}_num"])
-        for j, table in enumerate(self.tables[group]):  # type: ignore[arg-type]
+        for j, table in enumerate(cast(nn.ModuleList, self.tables[group])):
             out = out + table(batch[f"{group}_cat"][..., j])
         return out
 

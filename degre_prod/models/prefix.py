@@ -7,7 +7,8 @@ prefix, `advance` the state after choosing one.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,11 +97,14 @@ class AttentionState(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
+    def _layers(self) -> Iterator[_Block]:
+        return cast("Iterator[_Block]", iter(self.blocks))
+
     def sequence(self, tokens_BLD: Tensor) -> Tensor:
         L = tokens_BLD.shape[1]
         causal = torch.ones(L, L, dtype=torch.bool, device=tokens_BLD.device).tril()
         x = tokens_BLD
-        for block in self.blocks:
+        for block in self._layers():
             q, k, v = block.project(x)
             scores = (q @ k.transpose(-1, -2)).masked_fill(~causal, float("-inf"))
             x = block.finish(x, torch.softmax(scores, -1) @ v)
@@ -114,14 +118,14 @@ class AttentionState(nn.Module):
     def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:  # noqa: ARG002 - the slot is in the token
         K = state[0].shape[1]
         x = tokens_BCD.unsqueeze(1).expand(-1, K, -1, -1)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._layers()):
             x, _, _ = block.step(x, state[2 * i], state[2 * i + 1])
         return self.norm(x)
 
     def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:  # noqa: ARG002
         x = tokens_BKD.unsqueeze(2)
         grown: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._layers()):
             keys, values = pick(state[2 * i], parent_BK), pick(state[2 * i + 1], parent_BK)
             x, k, v = block.step(x, keys, values)
             grown += [torch.cat([keys, k], dim=3), torch.cat([values, v], dim=3)]

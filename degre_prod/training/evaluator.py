@@ -45,7 +45,13 @@ def train_evaluator(config: dict[str, Any]) -> None:
     for name, parts, network, loss, epochs in (
         ("evaluator", ("value", "head"), model, count_loss(model, sets), settings.epochs),
         ("value to go", ("togo", "pool"), model, to_go_loss(model, sets), togo_epochs),
-        ("pointwise", ("",), pointwise, pointwise_loss(pointwise, sets, spec.layout.position_free), (settings.epochs + 1) // 2),
+        (
+            "pointwise",
+            ("",),
+            pointwise,
+            pointwise_loss(pointwise, sets, spec.layout.position_free),
+            (settings.epochs + 1) // 2,
+        ),
     ):
         for parameter_name, parameter in network.named_parameters():  # value and to-go are networks of their own
             parameter.requires_grad_(parameter_name.startswith(parts))
@@ -140,4 +146,3 @@ def _resolve(sets: tuple[EncodedSet, EncodedSet], samples: np.ndarray) -> tuple[
     if len(samples) and samples[0] < 0:
         return sets[1], -1 - samples
     return sets[0], samples
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import warnings
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from degre_prod.artefact import file_digest, write_text
-from degre_prod.bundle.load import Bundle, load_bundle, open_session
+from degre_prod.bundle.decoder import open_decoder
+from degre_prod.bundle.load import Bundle, load_bundle
 from degre_prod.bundle.manifest import CARD, ENCODER, MANIFEST, ONNX, WARMUP, Manifest
 from degre_prod.bundle.warmup import Recorded, to_line
 from degre_prod.encoding.encoder import Encoder, save_encoder
@@ -34,6 +34,7 @@ class Lineage:
 
     name: str
     created: datetime
+    made_from: str
     evaluator_made_from: str
     mined_made_from: str
     training_window: tuple[datetime, datetime]
@@ -114,6 +115,7 @@ def write_bundle(
             list_length=schema.list_length,
             max_candidates=schema.max_candidates,
             encoder_sha256=encoder.digest(),
+            made_from=lineage.made_from,
             evaluator_made_from=lineage.evaluator_made_from,
             mined_made_from=lineage.mined_made_from,
             training_window=lineage.training_window,
@@ -136,17 +138,11 @@ def warmup_text(
     folder: Path, encoder: Encoder, warmup: Sequence[tuple[Request, FeatureColumns, FeatureColumns]]
 ) -> str:
     """Recorded answers of the exported model to these requests, one JSON line each."""
-    session = open_session(folder / ONNX)
-    unverified = Bundle.__new__(Bundle)  # no manifest yet: only what answering needs
-    for name, value in (
-        ("encoder", encoder),
-        ("session", session),
-        ("input_names", tuple(i.name for i in session.get_inputs())),
-    ):
-        object.__setattr__(unverified, name, value)
+    decoder = open_decoder(folder / ONNX)
     lines = []
     for request, user, items in warmup:
-        answer = unverified.answer(request, user, items, encoder.schema.list_length)
+        decoded = decoder.decode(encoder.encode(request, user, items), encoder.schema.list_length)
+        answer = [request.candidate_ids[c] for c in decoded.order]
         lines.append(to_line(Recorded(request, user, items, tuple(answer))) + "\n")
     return "".join(lines)
 
@@ -160,8 +156,3 @@ def card(dataset: str, lineage: Lineage) -> str:
         f"{last:%Y-%m-%d %H:%M} UTC, made {lineage.created:%Y-%m-%d %H:%M} UTC.\n\n"
         f"Parent bundle: {lineage.parent or 'none'}.\n\n| metric | value |\n|---|---|\n{rows}\n"
     )
-
-
-def bundle_digest(folder: Path) -> str:
-    """sha256 of a bundle's manifest, which names it for rollout plans and caches."""
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()

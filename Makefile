@@ -1,0 +1,41 @@
+# Every target sets up .venv first when it is missing or older than its inputs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help setup demo test lint bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setup: creating $(VENV) and installing pinned dependencies (about two minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 2> $(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
+	@touch $@
+
+setup: $(STAMP)  ## create .venv with every pinned dependency
+
+demo: $(STAMP)  ## the whole path on a simulated world, or on DATA=<trivago events.parquet>
+	@echo "demo: features, evaluator, mining, generator, bundle, serving, report"
+	@$(BIN)/degre demo $(if $(DATA),--data $(DATA),)
+
+test: $(STAMP)  ## all tests, on real Redis, Ray, Feast and HTTP
+	@echo "test: unit, method, contract and integration tests"
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff, mypy, import direction
+	@echo "lint: ruff, mypy, import-linter"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(STAMP)  ## every benchmark in bench/, one JSON document each
+	@for file in bench/*.py; do echo "bench: $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:  ## remove .venv, runs and caches
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

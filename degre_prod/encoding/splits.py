@@ -1,0 +1,72 @@
+"""The splits of a training set by time, and their encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from degre_prod.encoding.encoder import save_encoder
+from degre_prod.encoding.fit import fit_encoder
+from degre_prod.encoding.store import save_encoded
+from degre_prod.errors import DataError
+from degre_prod.rows import TrainingRow, read_rows
+from degre_prod.schema import DataSchema
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FIT_ROWS = 6000  # rows the encoder's statistics are taken from, spread over the training split
+
+
+def boundaries_us(folder: Path, schema: DataSchema) -> tuple[int, int]:
+    """Where validation and test start (µs since 1970): the schema's moments, else the last fifth and tenth of the requests."""
+    if schema.validation_start and schema.test_start:
+        return round(schema.validation_start.timestamp() * 1e6), round(schema.test_start.timestamp() * 1e6)
+    parts = [pq.read_table(p, columns=["event_timestamp"])["event_timestamp"] for p in sorted(folder.glob("part-*"))]
+    times = np.sort(np.concatenate([pc.cast(p, "int64").to_numpy() for p in parts]))
+    return int(times[int(len(times) * 0.8)]), int(times[int(len(times) * 0.9)])
+
+
+def split_of(time_us: int, boundaries: tuple[int, int]) -> Split:
+    """The split of a request by its time."""
+    return SPLITS[(time_us >= boundaries[0]) + (time_us >= boundaries[1])]
+
+
+def split_rows(folder: Path, schema: DataSchema, split: Split) -> Iterator[TrainingRow]:
+    """Rows of one split, in the order of the log."""
+    boundaries = boundaries_us(folder, schema)
+    return (r for r in read_rows(folder, schema) if split_of(r.request.event_timestamp_us, boundaries) == split)
+
+
+def encode_splits(folder: Path, schema: DataSchema, out: Path) -> None:
+    """Fit on (a spread of) the training rows, then write encoder.json and the three splits into `out`.
+
+    Raises DataError when a split has no request.
+    """
+    boundaries = boundaries_us(folder, schema)
+    rows: dict[Split, list[TrainingRow]] = {name: [] for name in SPLITS}
+    for row in read_rows(folder, schema):
+        rows[split_of(row.request.event_timestamp_us, boundaries)].append(row)
+    empty = [name for name in SPLITS if not rows[name]]
+    if empty:
+        raise DataError(
+            f"no request in split {', '.join(empty)}; set validation_start and test_start inside the log's time span",
+            file="schema.yaml",
+        )
+    stride = max(1, len(rows["train"]) // FIT_ROWS)
+    encoder = fit_encoder(schema, ((r.request, r.user, r.items) for r in rows["train"][::stride]))
+    save_encoder(encoder, out / "encoder.json")
+    for name in SPLITS:
+        part = rows.pop(name)
+        save_encoded(
+            out / name,
+            [encoder.encode(r.request, r.user, r.items) for r in part],
+            shown=[r.shown_T for r in part],
+            feedback=[r.feedback_OT for r in part],
+            request_ids=[r.request.request_id for r in part],
+            timestamps=[r.request.event_timestamp_us for r in part],
+        )

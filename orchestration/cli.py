@@ -1,0 +1,38 @@
+"""The command line `degre`. Commands import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from degre_prod.errors import DegreError
+from orchestration.commands import data, features, pipeline, serve
+
+app = typer.Typer(
+    help="DeGRe: from impression logs to a reranker in production. Start with `degre demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(pipeline.demo)
+app.add_typer(data.app, name="data")
+app.add_typer(features.app, name="features")
+app.add_typer(pipeline.train_app, name="train")
+app.command("mine")(pipeline.mine)
+app.command("evaluate")(pipeline.evaluate)
+app.add_typer(pipeline.bundle_app, name="bundle")
+app.command("serve")(serve.serve)
+app.command("rerank")(serve.rerank)
+
+
+def main() -> None:
+    """Entry point: our own errors become one line on stderr and exit code 2."""
+    try:
+        app()
+    except DegreError as error:
+        print(f"degre: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("degre: interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,114 @@
+"""The whole path on one data set: features, evaluator, mining, generator, bundle, serving, report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from degre_prod.config import Settings
+from degre_prod.errors import DataError
+from orchestration.run import Run, create_run
+
+REPLAYED = 600
+T = TypeVar("T")
+
+
+@dataclass
+class Clock:
+    """Seconds by stage, said on stderr as they pass."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage."""
+        print(f"▸ {name}", file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 2)
+        print(f"  {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+
+
+def demo(out: Path, settings: Settings, *, data: Path | None, world: str, size: str, seed: int) -> dict[str, Any]:
+    """Run every stage in the folder `out` and return the closing document; what is done already is not done again."""
+    from orchestration import stages
+    from orchestration.evaluate import evaluate
+    from orchestration.replay import replay
+    from orchestration.report.page import write_report
+    from orchestration.summary import closing_document, report_data
+
+    clock = Clock()
+    with clock.stage("data"):
+        dataset = prepare_data(out, data, world=world, size=size, seed=seed)
+        run = create_run(out, dataset, settings)
+        validation = validated(run)
+    with clock.stage("features"):
+        stages.build_training_rows(run)
+    with clock.stage("encoding"):
+        stages.encode(run)
+    with stages.ray_cluster(run):
+        steps: list[tuple[str, Callable[[Run], None]]] = [
+            ("evaluator", stages.train_evaluator),
+            ("mining", stages.mine),
+            ("generator", stages.train_generator),
+            ("bundle", stages.build_bundle),
+        ]
+        for name, step in steps:
+            with clock.stage(name):
+                step(run)
+        with clock.stage("evaluation"):
+            evaluation = evaluate(run)
+        with clock.stage("serving"):
+            replayed = replay(run, REPLAYED)
+    with clock.stage("report"):
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        write_report(report_data(run, created, clock.seconds, validation, evaluation, replayed), run.report)
+    return closing_document(run, clock.seconds, validation, evaluation, replayed)
+
+
+def prepare_data(out: Path, data: Path | None, *, world: str, size: str, seed: int) -> Path:
+    """The data set folder: simulated without `data`, converted from a published source, or `data` itself."""
+    target = out / "data"
+    if data is None:
+        from degre_prod.worlds.simulate import simulate
+
+        simulate(world, size, target, seed=seed)
+        return target
+    if not data.exists():
+        raise DataError("no such file or folder; give a data set folder or a published source", file=str(data))
+    if (data / "schema.yaml").is_file():
+        return data
+    if data.is_file():
+        from degre_prod.datasets.trivago import convert as convert_trivago
+
+        convert_trivago(data, target)
+    else:
+        from degre_prod.datasets.kuairand import convert as convert_kuairand
+
+        convert_kuairand(data, target)
+    return target
+
+
+def validated(run: Run) -> dict[str, Any]:
+    """Check the data set, write the accepted requests aside where some were rejected; the counts."""
+    import pyarrow.parquet as pq
+
+    from degre_prod.artefact import written_aside
+    from degre_prod.schema import load_schema
+    from degre_prod.validation import LOG, accepted_log, validate_dataset
+
+    now_us, share = time.time_ns() // 1000, run.settings.data.max_rejected_share
+    report = validate_dataset(run.dataset, now_us=now_us, max_rejected_share=share)
+    if report.log.rejected:
+        accepted = accepted_log(run.dataset / LOG, load_schema(run.dataset), now_us=now_us, max_rejected_share=share)
+        with written_aside(run.accepted) as aside:
+            pq.write_table(accepted, aside)
+    else:
+        run.accepted.unlink(missing_ok=True)
+    return report.model_dump(mode="json")

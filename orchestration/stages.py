@@ -1,0 +1,146 @@
+"""The offline stages of a run, in order: training set, encoding, evaluator, mining, generator, bundle."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from degre_prod.artefact import digest, finished, made_from, publish, workplace
+from degre_prod.errors import MismatchError
+from degre_prod.schema import load_schema
+from orchestration.run import Run
+
+_FORMAT = 1  # part of every hash: raise it when the same inputs give other outputs
+WARMUP_REQUESTS = 16
+
+
+def build_training_rows(run: Run) -> None:
+    """Point-in-time rows of every logged request, through Feast's offline store."""
+    from orchestration.features.training_set import build_training_set
+
+    log = run.accepted if run.accepted.is_file() else None
+    build_training_set(run.dataset, run.registry, run.training_set, log=log)
+
+
+def encode(run: Run) -> None:
+    """Fit the encoder on the training split, encode every split."""
+    from degre_prod.encoding.splits import encode_splits
+
+    key = digest("encode", _FORMAT, made_from(run.training_set), load_schema(run.dataset).digest())
+    if finished(run.encoded, key):
+        return
+    encode_splits(run.training_set, load_schema(run.dataset), workplace(run.encoded, key))
+    publish(run.encoded, key)
+
+
+def train_evaluator(run: Run) -> None:
+    """Lookahead Evaluator, value to go and the pointwise baseline, on the worker group."""
+    from degre_prod.training.evaluator import train_evaluator as task
+
+    settings = run.settings.evaluator.model_dump()
+    key = digest("evaluator", _FORMAT, made_from(run.encoded), settings)
+    _on_group(run, task, run.evaluator, key, "evaluator", {"encoded": str(run.encoded), "evaluator": settings})
+
+
+def mine(run: Run) -> None:
+    """High-value unexposed lists of training requests, on the worker group."""
+    from degre_prod.mining.mine import mine as task
+
+    settings = run.settings.mining.model_dump()
+    key = digest("mined", _FORMAT, made_from(run.encoded), made_from(run.evaluator), settings)
+    config = {"encoded": str(run.encoded), "evaluator": str(run.evaluator), "mining": settings}
+    _on_group(run, task, run.mined, key, "mining", config)
+
+
+def train_generator(run: Run) -> None:
+    """Online Generator from the mined lists' dense targets, on the worker group."""
+    from degre_prod.training.generator import train_generator as task
+
+    mined_key = digest(
+        "mined", _FORMAT, made_from(run.encoded), made_from(run.evaluator), run.settings.mining.model_dump()
+    )
+    if not finished(run.mined, mined_key):
+        raise MismatchError(
+            f"{run.mined} was not mined by the evaluator in {run.evaluator} with these settings; run `degre mine {run.folder}`"
+        )
+    settings = run.settings.generator.model_dump()
+    key = digest("generator", _FORMAT, mined_key, settings)
+    config = {"encoded": str(run.encoded), "mined": str(run.mined), "generator": settings}
+    _on_group(run, task, run.generator, key, "generator", config)
+
+
+def build_bundle(run: Run) -> None:
+    """Export, record warm-up answers, verify."""
+    from datetime import UTC, datetime
+    from itertools import islice
+
+    from degre_prod.bundle.manifest import read_manifest
+    from degre_prod.encoding.encoder import load_encoder
+    from degre_prod.encoding.splits import split_rows
+    from degre_prod.encoding.store import load_encoded
+    from degre_prod.training.export import Lineage, write_bundle
+    from degre_prod.training.modules import load_generator
+
+    key = digest("bundle", _FORMAT, made_from(run.generator))
+    if run.bundle.is_dir() and read_manifest(run.bundle).made_from == key:
+        return
+    encoder = load_encoder(run.encoded / "encoder.json")
+    times = load_encoded(run.encoded / "train").arrays["timestamp"]
+    rows = islice(split_rows(run.training_set, encoder.schema, "validation"), WARMUP_REQUESTS)
+    curves = _curves(run.generator)["generator"]
+    write_bundle(
+        run.bundle,
+        load_generator(run.generator),
+        encoder,
+        [(r.request, r.user, r.items) for r in rows],
+        Lineage(
+            name=f"{encoder.schema.name}-{key[:8]}",
+            created=datetime.now(UTC),
+            made_from=key,
+            evaluator_made_from=made_from(run.evaluator),
+            mined_made_from=made_from(run.mined),
+            training_window=(_moment(times.min()), _moment(times.max())),
+            metrics={"generator_validation_loss": min(r["validation"] for r in curves)},
+        ),
+    )
+
+
+@contextmanager
+def ray_cluster(run: Run) -> Iterator[None]:
+    """Ray for the worker group: the configured cluster, else a private one that is stopped afterwards; none for 0 workers."""
+    if run.settings.scaling.num_workers == 0:
+        yield
+        return
+    from serving.cluster import ray_cluster as joined
+
+    with joined(run.settings.ray):
+        yield
+
+
+def _on_group(
+    run: Run, task: Callable[[dict[str, Any]], None], out: Path, key: str, label: str, config: dict[str, Any]
+) -> None:
+    if finished(out, key):
+        return
+    from degre_prod.training.group import run_group
+
+    place = workplace(out, key).absolute()
+    absolute = {k: str(Path(v).absolute()) if isinstance(v, str) else v for k, v in config.items()}
+    run_group(task, {**absolute, "folder": str(place)}, folder=place, scaling=run.settings.scaling, label=label)
+    publish(out, key)
+    print(f"{label}: {out}", file=sys.stderr)
+
+
+def _curves(folder: Path) -> dict[str, list[dict[str, float]]]:
+    import json
+
+    return dict(json.loads((folder / "curves.json").read_text()))
+
+
+def _moment(microseconds: Any) -> Any:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(int(microseconds) / 1e6, UTC)
