@@ -7,6 +7,7 @@ step can resume, and calls `publish`.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from degre_prod.errors import DataError
 
 MARK = "made_from.json"
 
@@ -36,19 +39,22 @@ def finished(folder: Path, made_from: str) -> bool:
     """Whether `folder` was published from exactly these inputs."""
     try:
         return bool(json.loads((folder / MARK).read_text())["made_from"] == made_from)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def made_from(folder: Path) -> str:
-    """The hash a published artefact carries; raises FileNotFoundError when it isn't one."""
-    return str(json.loads((folder / MARK).read_text())["made_from"])
+    """The hash a published artefact carries; raises DataError when it isn't one."""
+    try:
+        return str(json.loads((folder / MARK).read_text())["made_from"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError("not finished yet: run the step that makes it first", file=str(folder)) from None
 
 
 def workplace(folder: Path, made_from: str) -> Path:
     """The folder to work in until `publish`; the same one again after an interruption, if the inputs are the same."""
     path = folder.with_name(f".{folder.name}-{made_from[:12]}")
-    for stale in folder.parent.glob(f".{folder.name}-*"):
+    for stale in folder.parent.glob(f".{glob.escape(folder.name)}-" + "[0-9a-f]" * 12):
         if stale != path:
             shutil.rmtree(stale, ignore_errors=True)
     path.mkdir(parents=True, exist_ok=True)
@@ -58,15 +64,21 @@ def workplace(folder: Path, made_from: str) -> Path:
 def publish(folder: Path, made_from: str) -> None:
     """Turn the workplace into the artefact, replacing an older one."""
     path = workplace(folder, made_from)
+    for half_written in path.rglob(".*"):  # by `written_aside`, when a process was killed
+        if half_written.is_file():
+            half_written.unlink()
     write_json(path / MARK, {"made_from": made_from})
+    replace_folder(path, folder)
+
+
+def replace_folder(path: Path, folder: Path) -> None:
+    """Rename `path` to `folder`; an older folder of that name is moved out of the way first and deleted last."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-        path.rename(folder)
-        shutil.rmtree(old)
-    else:
-        path.rename(folder)
+    path.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""The configuration: one frozen tree, from defaults, then one YAML file, then `DEGRE_…` environment variables.
+"""The configuration: one frozen tree, from defaults, then one YAML file, then `DEGRE_…` environment variables, then
+what a command was told explicitly.
 
 `DEGRE_SERVING__DEADLINE_MS=50` sets `serving.deadline_ms`. Units are in the names.
 """
@@ -13,7 +14,13 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from degre_prod.errors import ConfigurationError
 
@@ -33,7 +40,6 @@ class ScalingConfig(_Section):
 
     num_workers: int = Field(2, ge=0, description="Ray Train workers; 0 runs in this process without Ray")
     cpus_per_worker: float = Field(1.0, gt=0)
-    use_gpu: bool = False
     max_failures: int = Field(2, ge=0, description="worker crashes survived in one run")
 
 
@@ -49,12 +55,13 @@ class EvaluatorConfig(_Section):
     """Lookahead Evaluator."""
 
     prefix_state: Literal["additive", "attention"] = "additive"
-    width: int = Field(32, ge=4)
+    width: int = Field(32, ge=4, multiple_of=2, description="D; two attention heads share it")
     layers: int = Field(2, ge=1, description="Transformer layers over slots (attention only)")
     epochs: int = Field(14, ge=1)
     batch_size: int = Field(512, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
+    min_steps: int = Field(800, ge=1, description="optimiser steps at least: a small log gets more epochs")
     togo_steps: int = Field(400, ge=1, description="optimiser steps of the value-to-go network")
     seed: int = 0
 
@@ -73,7 +80,7 @@ class MiningConfig(_Section):
 class GeneratorConfig(_Section):
     """Online Generator and its targets."""
 
-    width: int = Field(64, ge=4)
+    width: int = Field(64, ge=4, multiple_of=4, description="D; four attention heads share it")
     encoder_layers: int = Field(1, ge=1)
     epochs: int = Field(16, ge=1)
     batch_size: int = Field(64, ge=1)
@@ -97,11 +104,20 @@ class ServingConfig(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1, description="with max_replicas: how many there are at least")
+    max_replicas: int | None = Field(
+        None, ge=1, description="scale up to this many on ongoing requests; off when absent"
+    )
+    target_ongoing_requests: float = Field(
+        8.0, gt=0, description="of a replica; more of them make the service scale up"
+    )
     cpus_per_replica: float = Field(0.5, gt=0)
+    threads: int = Field(4, ge=1, description="of a replica; they wait for Redis and share its core")
     deadline_ms: float = Field(100.0, gt=0, description="default when a request names none")
-    max_ongoing_requests: int = Field(32, ge=1)
-    max_queued_requests: int = Field(64, ge=0)
+    max_ongoing_requests: int = Field(64, ge=1, description="of a replica; the next one is shed with 429")
+    max_queued_requests: int = Field(64, ge=0, description="connections of a replica waiting beyond twice those")
+    drain_seconds: float = Field(10.0, gt=0, description="for requests under way when a replica stops")
+    state_dir: Path | None = Field(None, description="where the last good rollout plan is kept; nowhere when absent")
     max_body_bytes: int = Field(1_000_000, ge=1)
     tokens: tuple[SecretStr, ...] = Field((), description="bearer tokens of /v1, several so that they rotate")
     clock: Literal["wall", "request"] = Field(
@@ -109,6 +125,10 @@ class ServingConfig(_Section):
         description="`request` lets a request carry its own `event_timestamp`: for replaying logs, never for users",
     )
     redis_timeout_ms: float = Field(50.0, gt=0)
+    item_cache_ttl_seconds: float = Field(
+        5.0, ge=0, description="how much later than its push an item's new value may be served; 0 keeps no items"
+    )
+    item_cache_items: int = Field(100_000, ge=1, description="items whose values a replica keeps")
     cache: bool = True
     cache_ttl_seconds: int = Field(30, ge=1)
     log_buffer: int = Field(10_000, ge=1, description="served lists waiting for Redis; more are dropped and counted")
@@ -116,15 +136,9 @@ class ServingConfig(_Section):
 
 
 class Settings(BaseSettings):
-    """The whole tree."""
+    """The whole tree. The constructor takes its arguments and nothing else: `load_settings` reads file and environment."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix="DEGRE_",
-        env_nested_delimiter="__",
-        nested_model_default_partial_update=True,
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="DEGRE_", env_nested_delimiter="__")
 
     data: DataConfig = DataConfig()
     ray: RayConfig = RayConfig()
@@ -140,12 +154,12 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],  # noqa: ARG003 - signature of the base class
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over YAML (which arrives as init arguments) over defaults."""
-        return env_settings, init_settings
+        """Arguments over defaults: a copy with one value changed must not meet the environment a second time."""
+        return (init_settings,)
 
 
 def valid_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
@@ -158,7 +172,7 @@ def valid_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[
 
 
 def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
-    """Settings from a YAML file (optional), explicit overrides (nested dict), and the environment.
+    """Settings from a YAML file (optional), over it the environment, over that explicit overrides (nested dict).
 
     Raises ConfigurationError naming each wrong key or value and the nearest valid keys.
     """
@@ -166,28 +180,25 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
     if path is not None:
         try:
             values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigurationError(f"cannot read configuration {path}: {error}") from error
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise ConfigurationError(f"{path}: a mapping of sections is needed, e.g. `serving: {{deadline_ms: 50}}`")
     keys = list(valid_keys())
-    problems = [
-        _unknown(name, name.removeprefix("DEGRE_").lower().replace("__", "."), keys)
-        for name in os.environ
-        if name.startswith("DEGRE_")
-        and not name.startswith("DEGRE_TEST_")
-        and name.removeprefix("DEGRE_").lower().replace("__", ".") not in keys
-    ]
+    strange = {name: dotted for name, dotted in _environment() if dotted not in keys}
+    problems = [_unknown(name, dotted, keys) for name, dotted in strange.items()]
     try:
-        settings = Settings(**merge(values, overrides or {}))
+        settings = Settings(**merge(merge(values, EnvSettingsSource(Settings)()), overrides or {}))
+    except SettingsError as error:  # not the JSON that a list needs
+        example = """DEGRE_SERVING__TOKENS='["first", "second"]'"""
+        raise ConfigurationError(f"configuration: {error}; a list is given as JSON: {example}") from None
     except ValidationError as error:
         for problem in error.errors():
             dotted = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                problems.append(_unknown(dotted, dotted, keys))
-            else:
+            if problem["type"] != "extra_forbidden":
                 problems.append(f"{dotted}: {problem['msg']}")
-        raise ConfigurationError("configuration: " + "; ".join(problems)) from None
+            elif dotted not in strange.values():
+                problems.append(_unknown(dotted, dotted, keys))
     if problems:
         raise ConfigurationError("configuration: " + "; ".join(problems))
     return settings
@@ -199,6 +210,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
     return out
+
+
+def _environment() -> Iterator[tuple[str, str]]:
+    """Our environment variables and the dotted key each sets."""
+    for name in os.environ:
+        if name.startswith("DEGRE_") and not name.startswith("DEGRE_TEST_"):
+            yield name, name.removeprefix("DEGRE_").lower().replace("__", ".")
 
 
 def _unknown(name: str, dotted: str, keys: list[str]) -> str:

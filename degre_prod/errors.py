@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class DegreError(Exception):
     """Base of all our errors; the command line prints its message and exits with 2."""
@@ -65,3 +70,11 @@ class ServiceError(DegreError):
     def __init__(self, message: str, *, status: int | None = None, problem: dict[str, object] | None = None) -> None:
         self.status, self.problem = status, problem or {}
         super().__init__(message)
+
+
+def explain(error: ValidationError) -> str:
+    """What pydantic found, on one line: `objectives.0.weight: Input should be …; item: …`."""
+    return "; ".join(
+        ": ".join(part for part in (".".join(map(str, problem["loc"])), problem["msg"]) if part)
+        for problem in error.errors()
+    )

@@ -23,7 +23,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from degre_prod.errors import SchemaError
+from degre_prod.errors import SchemaError, explain
 
 Kind = Literal["numeric", "categorical", "vector", "id_sequence"]
 IdType = Literal["int64", "string"]
@@ -110,8 +110,7 @@ class DataSchema(_Frozen):
             ("user features", [f.name for f in self.user.features]),
             ("item features", [f.name for f in self.item.features]),
             ("context", [f.name for f in self.context]),
-            ("candidate features", [f.name for f in self.candidate_features]),
-            ("scores", list(self.scores)),
+            ("scores and candidate features", [*self.scores, *(f.name for f in self.candidate_features)]),
             ("objectives", [o.name for o in self.objectives]),
             ("recent event types", list(self.recent_event_types)),
         ):
@@ -129,6 +128,8 @@ class DataSchema(_Frozen):
         for moment in (self.validation_start, self.test_start):
             if moment is not None and moment.tzinfo is None:
                 raise ValueError("validation_start and test_start need a time zone, e.g. 2026-01-01T00:00:00Z")
+        if (self.validation_start is None) != (self.test_start is None):
+            raise ValueError("validation_start and test_start go together: give both, or neither for shares of the log")
         if self.validation_start and self.test_start and self.validation_start > self.test_start:
             raise ValueError("validation_start lies after test_start")
         return self
@@ -146,8 +147,10 @@ def parse_schema(text: str, *, origin: str = "schema.yaml") -> DataSchema:
     """Parse schema.yaml text; raises SchemaError naming the keys at fault."""
     try:
         return DataSchema.model_validate(yaml.safe_load(text))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise SchemaError(f"{origin}: {error}") from error
+    except ValidationError as error:
+        raise SchemaError(f"{origin}: {explain(error)}") from None
+    except yaml.YAMLError as error:
+        raise SchemaError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def load_schema(path: Path) -> DataSchema:

@@ -7,7 +7,9 @@ import sys
 import typer
 
 from degre_prod.errors import DegreError
-from orchestration.commands import data, features, pipeline, serve
+from orchestration.commands import bench, data, features, pipeline, serve
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="DeGRe: from impression logs to a reranker in production. Start with `degre demo`.",
@@ -24,6 +26,7 @@ app.command("evaluate")(pipeline.evaluate)
 app.add_typer(pipeline.bundle_app, name="bundle")
 app.command("serve")(serve.serve)
 app.command("rerank")(serve.rerank)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
@@ -33,6 +36,7 @@ def main() -> None:
     except DegreError as error:
         print(f"degre: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("degre: interrupted; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt
+            print("degre: interrupted; the same command goes on where it was", file=sys.stderr)
+        raise

@@ -7,8 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from hypothesis import settings
 
 from orchestration.redis_server import running_redis
+
+# The same cases on every run, and no limit on a single one: shared machines stall.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -47,10 +47,22 @@ def load_bundle(path: Path) -> Bundle:
     encoder = load_encoder(path / ENCODER)
     if encoder.digest() != manifest.encoder_sha256:
         raise BundleError(f"{path}: the encoder is not the one the generator was trained with")
+    check_schema(path, manifest, encoder.schema)
     sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
     bundle = Bundle(path, manifest, sha256, encoder, open_decoder(path / ONNX))
     verify_answers(bundle)
     return bundle
+
+
+def check_schema(path: Path, manifest: Manifest, schema: DataSchema) -> None:
+    """Raise BundleError where the manifest says otherwise than the schema the encoder was fitted for."""
+    for name, said, right in (
+        ("dataset", manifest.dataset, schema.name),
+        ("list_length", manifest.list_length, schema.list_length),
+        ("max_candidates", manifest.max_candidates, schema.max_candidates),
+    ):
+        if said != right:
+            raise BundleError(f"{path / MANIFEST}: {name} is {said}, but {right} in the schema of {ENCODER}")
 
 
 def verify_answers(bundle: Bundle) -> None:

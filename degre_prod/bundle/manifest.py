@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from degre_prod.artefact import file_digest
-from degre_prod.errors import BundleError
+from degre_prod.errors import BundleError, explain
 
 MANIFEST = "manifest.json"
 ONNX = "generator.onnx"
@@ -22,7 +23,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = 1
+    format_version: Literal[1, 2] = Field(2, description="1: the graph gives no logits and no runners-up")
     name: str
     created: datetime
     dataset: str
@@ -47,7 +48,9 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(file.read_text())
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from None
-    except (ValidationError, OSError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        raise BundleError(f"{file} is malformed: {explain(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{file} is malformed: {error}") from error
 
 
