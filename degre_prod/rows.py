@@ -28,7 +28,8 @@ class TrainingRow:
     """A logged request with C candidates, T of which were shown, and O objectives.
 
     `user` has one row, `items` C rows aligned with `request.candidate_ids`. `shown_T`: int64 indices into the candidates
-    in shown order. `feedback_OT`: float32, objectives in the schema's order. `seen_T`: which slots the user saw, or None.
+    in shown order. `feedback_OT`: float32, objectives in the schema's order. `seen_T`: False where a slot's feedback
+    could not be logged (not: where the user never looked), or None.
     """
 
     request: Request

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from degre_prod.artefact import write_text
 from degre_prod.config import Settings
 from degre_prod.errors import DataError
 from orchestration.run import Run, create_run
@@ -39,7 +40,7 @@ def demo(out: Path, settings: Settings, *, data: Path | None, world: str, size: 
     """Run every stage in the folder `out` and return the closing document; what is done already is not done again."""
     from orchestration import stages
     from orchestration.evaluate import evaluate
-    from orchestration.replay import replay
+    from orchestration.replay import replay, to_http
     from orchestration.report.page import write_report
     from orchestration.summary import closing_document, report_data
 
@@ -66,6 +67,11 @@ def demo(out: Path, settings: Settings, *, data: Path | None, world: str, size: 
             evaluation = evaluate(run)
         with clock.stage("serving"):
             replayed = replay(run, REPLAYED)
+            row, _ = replayed.examples[-1]
+            body = to_http(row.request, explain=True).model_dump_json(
+                exclude={"event_timestamp", "deadline_ms"}, exclude_defaults=True
+            )
+            write_text(run.folder / "request.json", body + "\n")
     with clock.stage("report"):
         created = datetime.now(UTC).isoformat(timespec="seconds")
         write_report(report_data(run, created, clock.seconds, validation, evaluation, replayed), run.report)

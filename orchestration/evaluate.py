@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from degre_prod.artefact import digest, file_digest, finished, made_from, publish, workplace, write_json
+from degre_prod.errors import DataError
 from orchestration.run import Run
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ def evaluate(run: Run) -> dict[str, Any]:
     Measures: `true_value` as a share of the reference (worlds only), `mrr` of the first logged positive (lists without one
     left out, their share given), `believed` by the evaluator, in units of mean logged utility.
     """
-    key = digest("evaluation", _FORMAT, made_from(run.evaluator), file_digest(run.bundle / "manifest.json"))
+    if not (run.bundle / "manifest.json").is_file():
+        raise DataError("no bundle here: run `degre train generator` first", file=str(run.bundle))
+    width = run.settings.mining.beam_width
+    bundle = file_digest(run.bundle / "manifest.json")
+    key = digest("evaluation", _FORMAT, made_from(run.evaluator), bundle, width)
     if not finished(run.evaluation, key):
         place = workplace(run.evaluation, key)
         write_json(place / "evaluation.json", _evaluate(run))
@@ -57,7 +62,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
     rows = list(split_rows(run.training_set, schema, "test"))
     lists: dict[str, np.ndarray] = {"input_order": methods.input_order(test, L)}
     with _bar("evaluate", 3 * len(test)) as progress:
-        lists["pointwise"] = methods.pointwise_sort(pointwise, test, L, progress)
+        lists["pointwise"] = methods.pointwise_sort(pointwise, test, L, [o.weight for o in schema.objectives], progress)
         if schema.recent_event_types:
             lists["last_interacted_first"] = methods.last_interacted_first(
                 [r.request.candidate_ids for r in rows], [r.request.recent_events for r in rows], L
@@ -107,6 +112,7 @@ def _against_truth(
     truth_RM = world.true_values(users, candidates, np.stack([lists[n] for n in names], axis=1))
     exact = schema.max_candidates <= 8
     return {
+        "world": f"{world.spec.world}-{world.spec.size}",
         "reference": "optimum" if exact else "best of wide true-value beams, hook-first starts and local search",
         "reference_clicks": float(reference.mean()),
         "true_value": {n: asdict(mean_interval(truth_RM[:, m] / reference)) for m, n in enumerate(names)},

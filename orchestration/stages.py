@@ -13,8 +13,8 @@ from degre_prod.errors import MismatchError
 from degre_prod.schema import load_schema
 from orchestration.run import Run
 
-_FORMAT = 1  # part of every hash: raise it when the same inputs give other outputs
-WARMUP_REQUESTS = 16
+_FORMAT = 2  # part of every hash: raise it when the same inputs give other outputs
+WARMUP_REQUESTS = 32
 
 
 def build_training_rows(run: Run) -> None:

@@ -45,7 +45,7 @@ def closing_document(
     """The last line of `degre demo`."""
     measures, log = evaluation["measures"], validation["log"]
     document: dict[str, Any] = {
-        "dataset": validation["dataset"],
+        "dataset": evaluation.get("world", validation["dataset"]),
         "requests": log["requests"],
         "rejected": log["rejected"] + _conversion(run).get("rejected", 0),
         "test_requests": evaluation["requests"],
@@ -85,10 +85,11 @@ def report_data(
     main = "true_value" if "true_value" in measures else "mrr"
     tables = {name: _table(name, measures[name], evaluation) for name in measures}
     http = sorted(replayed.http_ms)
+    name = evaluation.get("world", schema.name)
     generator, pointwise = (measures[main][m]["mean"] for m in ("generator", "pointwise"))
     return ReportData(
-        title=f"DeGRe on {schema.name}",
-        dataset=schema.name,
+        title=f"DeGRe on {name}",
+        dataset=name,
         created=created,
         summary=(
             (tables[main].unit, round(generator, 4)),
@@ -116,8 +117,8 @@ def report_data(
         values=tables.pop(main),
         values_by_metric=tuple(tables.values()),
         optimism=tuple(
-            Optimism(name=NAMES[name], believed=v["believed"], true=v["true"])
-            for name, v in evaluation.get("optimism", {}).items()
+            Optimism(name=NAMES[method], believed=v["believed"], true=v["true"])
+            for method, v in evaluation.get("optimism", {}).items()
         ),
         latency_ms=Latency(
             http=replayed.http_ms,
@@ -133,15 +134,15 @@ def report_data(
 def _table(measure: str, methods: dict[str, Any], evaluation: dict[str, Any]) -> ValueTable:
     values = tuple(
         MethodValue(
-            name=NAMES[name],
+            name=label,
             mean=v["mean"],
             low=_number(v["low"]),
             high=_number(v["high"]),
             note="the teacher, not a rival: far too slow to serve" if name == "beam" else "",
             highlight=name == "generator",
         )
-        for name, v in methods.items()
-        if v["count"]
+        for name, label in NAMES.items()
+        if (v := methods.get(name)) and v["count"]
     )
     if measure == "true_value":
         return ValueTable(

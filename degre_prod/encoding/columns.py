@@ -34,16 +34,6 @@ class NumericColumn(_Frozen):
         """Values a row."""
         return len(self.mean) + self.flag_missing
 
-    def apply(self, values_RS: np.ndarray) -> np.ndarray:
-        """float32 (R, width) from float32 (R,) or (R, S); NaN is missing."""
-        values_RS = _transform(values_RS.reshape(len(values_RS), -1), self.transform)
-        missing_R = np.isnan(values_RS).any(axis=1)
-        mean = np.asarray(self.mean, np.float32)
-        scale = np.asarray(self.scale, np.float32)
-        out = np.clip((values_RS - mean) / scale, -CLIP, CLIP)
-        out[missing_R] = 0.0
-        return np.concatenate([out, missing_R[:, None]], axis=1, dtype=np.float32) if self.flag_missing else out
-
 
 class CategoricalColumn(_Frozen):
     """Index into the vocabulary + 2; 0 is missing, 1 is a value training never saw (or saw too rarely)."""
@@ -93,6 +83,11 @@ def fit_categorical(name: str, counts: Counter[str], *, min_count: int = 5, max_
     return CategoricalColumn(name=name, vocabulary=tuple(value for _, value in kept))
 
 
+def signed_log1p(values: np.ndarray) -> np.ndarray:
+    """sign(x) · log(1 + |x|)."""
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
 def _transform(values: np.ndarray, transform: str) -> np.ndarray:
     values = values.astype(np.float32, copy=False)
-    return np.sign(values) * np.log1p(np.abs(values)) if transform == "log1p" else values
+    return signed_log1p(values) if transform == "log1p" else values

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,25 +22,34 @@ RECENT_WIDTH_PER_TYPE = 2
 DAY_S = 86_400.0
 
 
-def prior_rank_features(prior_rank_C: np.ndarray, max_candidates: int) -> np.ndarray:
-    """The upstream rank as a share, a reciprocal and a logarithm."""
-    rank = prior_rank_C.astype(np.float32)
-    return np.stack([rank / np.float32(max_candidates), 1 / (1 + rank), np.log1p(rank) / np.float32(4)], axis=1).astype(
-        np.float32
-    )
+@lru_cache(maxsize=1024)
+def prior_rank_features(C: int, max_candidates: int) -> np.ndarray:
+    """The upstream rank as a share, a reciprocal and a logarithm. Shared: not to be written to."""
+    rank = np.arange(C).astype(np.float32)
+    columns = [rank / np.float32(max_candidates), 1 / (1 + rank), np.log1p(rank) / np.float32(4)]
+    out = np.stack(columns, axis=1).astype(np.float32)
+    out.flags.writeable = False
+    return out
 
 
 def in_list_features(values_C: np.ndarray) -> np.ndarray:
     """Rank (ascending, as a share; ties share the lowest) and z-score of a value within its own list; missing → 0.5 and 0."""
-    present = ~np.isnan(values_C)
+    missing = np.isnan(values_C)
+    if not missing.any():
+        return _in_list(values_C)
     out = np.zeros((len(values_C), IN_LIST_WIDTH), np.float32)
-    out[~present, 0] = 0.5
-    known = values_C[present]
+    out[missing, 0] = 0.5
+    out[~missing] = _in_list(values_C[~missing])
+    return out
+
+
+def _in_list(known: np.ndarray) -> np.ndarray:
+    out = np.zeros((len(known), IN_LIST_WIDTH), np.float32)
     if len(known):
-        ordered = np.sort(known)
-        out[present, 0] = np.searchsorted(ordered, known) / max(len(known) - 1, 1)
+        out[:, 0] = np.sort(known).searchsorted(known) / max(len(known) - 1, 1)
         spread = known.std()
-        out[present, 1] = np.clip((known - known.mean()) / spread, -5, 5) if spread > 1e-6 else 0
+        if spread > 1e-6:
+            out[:, 1] = np.minimum(np.maximum((known - known.mean()) / spread, -5), 5)
     return out
 
 
@@ -74,7 +84,8 @@ def recent_event_features(
     since: dict[Id, int] = {}  # item → distinct items touched after it
     last_by_type: set[str] = set()
     last_candidate: int | None = None
-    for event in sorted(recent_events, key=lambda e: e.timestamp_us, reverse=True):  # newest first, stable
+    # Newest first; of the same moment the later in the list, as logs put the newest last.
+    for event in sorted(recent_events, key=lambda e: e.timestamp_us)[::-1]:
         newest_touch = event.item_id not in since
         if newest_touch:
             since[event.item_id] = len(since)

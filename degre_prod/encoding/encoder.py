@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from degre_prod.artefact import write_text
 from degre_prod.encoding import cross
 from degre_prod.encoding.columns import MISSING, UNKNOWN, CategoricalColumn, NumericColumn, as_float
-from degre_prod.errors import BundleError, FeatureError
+from degre_prod.encoding.numeric import NumericBlock
+from degre_prod.errors import BundleError, FeatureError, explain
 from degre_prod.requests import FeatureColumns, Request
 from degre_prod.schema import DataSchema
 
@@ -41,17 +41,13 @@ class GroupColumns(BaseModel):
     numeric: tuple[NumericColumn, ...] = ()
     categorical: tuple[CategoricalColumn, ...] = ()
 
-    def num(self, columns: dict[str, np.ndarray], rows: int) -> list[np.ndarray]:
-        """One float32 (rows, width) array per numeric column."""
-        return [c.apply(columns[c.name]) for c in self.numeric] or [np.zeros((rows, 0), np.float32)]
-
 
 class EncoderSpec(BaseModel):
     """What `encoder.json` holds: the schema and the fitted columns of each group."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = 1
+    format_version: Literal[1] = 1
     data_schema: DataSchema
     item: GroupColumns
     prior: GroupColumns
@@ -75,11 +71,17 @@ class Encoder:
     """See the module's docstring; make one with `fit_encoder` or `load_encoder`."""
 
     spec: EncoderSpec
-    _lookups: dict[str, list[dict[str, int]]] = field(init=False, repr=False, compare=False)
+    _lookups: dict[str, list[tuple[str, dict[str, int]]]] = field(init=False, repr=False, compare=False)
+    _numeric: dict[str, NumericBlock] = field(init=False, repr=False, compare=False)
+    _layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        lookups = {g: [c.lookup() for c in getattr(self.spec, g).categorical] for g in GROUPS}
+        groups: dict[str, GroupColumns] = {g: getattr(self.spec, g) for g in GROUPS}
+        lookups = {g: [(c.name, c.lookup()) for c in columns.categorical] for g, columns in groups.items()}
         object.__setattr__(self, "_lookups", lookups)
+        blocks = {g: NumericBlock(columns.numeric) for g, columns in groups.items()}
+        object.__setattr__(self, "_numeric", blocks)
+        object.__setattr__(self, "_layout", self._widths())
 
     @property
     def schema(self) -> DataSchema:
@@ -96,6 +98,9 @@ class Encoder:
 
     def layout(self) -> Layout:
         """Array widths; cross features are counted where `encode` appends them."""
+        return self._layout
+
+    def _widths(self) -> Layout:
         schema = self.schema
         num = {g: sum(c.width for c in getattr(self.spec, g).numeric) for g in GROUPS}
         sequences = sum(f.kind == "id_sequence" for f in schema.user.features)
@@ -111,47 +116,70 @@ class Encoder:
 
     def encode(self, request: Request, user: FeatureColumns, items: FeatureColumns) -> Encoded:
         """Arrays of one request; raises FeatureError when rows or declared columns are missing."""
-        schema, C = self.schema, len(request.candidate_ids)
+        C = len(request.candidate_ids)
         if items.rows != C or user.rows != 1:
             raise FeatureError(f"{items.rows} item rows and {user.rows} user rows for {C} candidates and one user")
-        prior_rank_C = np.arange(C, dtype=np.int64)
-        request_columns = request_only_columns(schema, request)
-        prior = self.spec.prior.num(request_columns, C)
-        prior.append(cross.prior_rank_features(prior_rank_C, schema.max_candidates))
+        return {
+            "item_num_CF": self._entities("item", items),
+            "item_cat_CF": self._categorical("item", items.values, C),
+            "prior_num_CF": self._prior(request, user, C),
+            "prior_cat_CF": self._categorical("prior", request.candidate_features, C),
+            "user_num_F": self._entities("user", user)[0],
+            "user_cat_F": self._categorical("user", user.values, 1)[0],
+            "context_num_F": self._context(request)[0],
+            "context_cat_F": self._categorical("context", {k: [v] for k, v in request.context.items()}, 1)[0],
+            "prior_rank_C": np.arange(C, dtype=np.int64),
+        }
+
+    def _entities(self, group: str, columns: FeatureColumns) -> np.ndarray:
+        """float32 (R, F) of users or items: their numeric columns, and last whether every value is missing."""
+        out = np.empty((columns.rows, self._layout.num[group]), np.float32)
+        out[:, -1] = _absent(columns, self._numeric[group].fill(columns.values, out))
+        return out
+
+    def _prior(self, request: Request, user: FeatureColumns, C: int) -> np.ndarray:
+        """float32 (C, F): what only the request knows of a candidate, and its cross features."""
+        schema, ids = self.schema, request.candidate_ids
+        out = np.empty((C, self._layout.num["prior"]), np.float32)
+        columns = request_only_columns(schema, request)
+        self._numeric["prior"].fill(columns, out)
+        parts = [cross.prior_rank_features(C, schema.max_candidates)]
         in_list = [*schema.scores, *(f.name for f in schema.candidate_features if f.kind == "numeric")]
-        prior += [cross.in_list_features(request_columns[name]) for name in in_list]
-        prior += [
-            cross.sequence_features(request.candidate_ids, user.values[f.name][0])
+        parts += [cross.in_list_features(columns[name]) for name in in_list]
+        parts += [
+            cross.sequence_features(ids, user.values[f.name][0])
             for f in schema.user.features
             if f.kind == "id_sequence"
         ]
         if schema.recent_event_types:
-            prior.append(
+            parts.append(
                 cross.recent_event_features(
-                    request.candidate_ids, request.recent_events, schema.recent_event_types, request.event_timestamp_us
+                    ids, request.recent_events, schema.recent_event_types, request.event_timestamp_us
                 )
             )
-        context = {c.name: as_float([request.context.get(c.name)]) for c in self.spec.context.numeric}
-        activity = np.array([[np.log1p(len(request.recent_events))]], np.float32)
-        return {
-            "item_num_CF": np.concatenate([*self.spec.item.num(_numeric(items), C), _absent(items)], axis=1),
-            "item_cat_CF": self._categorical("item", items.values, C),
-            "prior_num_CF": np.concatenate(prior, axis=1, dtype=np.float32),
-            "prior_cat_CF": self._categorical("prior", request.candidate_features, C),
-            "user_num_F": np.concatenate([*self.spec.user.num(_numeric(user), 1), _absent(user)], axis=1)[0],
-            "user_cat_F": self._categorical("user", user.values, 1)[0],
-            "context_num_F": np.concatenate([*self.spec.context.num(context, 1), activity], axis=1)[0],
-            "context_cat_F": self._categorical("context", {k: [v] for k, v in request.context.items()}, 1)[0],
-            "prior_rank_C": prior_rank_C,
-        }
+        at = self._numeric["prior"].width
+        for part in parts:
+            out[:, at : at + part.shape[1]] = part
+            at += part.shape[1]
+        return out
+
+    def _context(self, request: Request) -> np.ndarray:
+        """float32 (1, F): numeric context, and how much the user just did."""
+        out = np.empty((1, self._layout.num["context"]), np.float32)
+        columns = {c.name: as_float([request.context.get(c.name)]) for c in self.spec.context.numeric}
+        self._numeric["context"].fill(columns, out)
+        out[:, -1] = np.log1p(len(request.recent_events))
+        return out
 
     def _categorical(self, group: str, values: Any, rows: int) -> np.ndarray:
-        columns: Sequence[CategoricalColumn] = getattr(self.spec, group).categorical
-        out = np.zeros((rows, len(columns)), np.int64)
-        for j, (column, lookup) in enumerate(zip(columns, self._lookups[group], strict=True)):
-            present = values.get(column.name)
+        """int64 (R, columns) of vocabulary indices."""
+        lookups = self._lookups[group]
+        out = np.zeros((rows, len(lookups)), np.int64)
+        for j, (name, lookup) in enumerate(lookups):
+            present = values.get(name)
             if present is not None:
-                out[:, j] = [MISSING if v is None else lookup.get(str(v), UNKNOWN) for v in present]
+                # Indices of known values are 2 and more, so `or` falls through for anything that is not in the table.
+                out[:, j] = [MISSING if v is None else lookup.get(v) or lookup.get(str(v), UNKNOWN) for v in present]
         return out
 
 
@@ -172,7 +200,9 @@ def load_encoder(path: Path) -> Encoder:
     """Read `encoder.json`; raises BundleError when it isn't one."""
     try:
         return Encoder(EncoderSpec.model_validate_json(path.read_text()))
-    except (OSError, ValueError) as error:
+    except ValidationError as error:
+        raise BundleError(f"{path} is not a readable encoder: {explain(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not a readable encoder: {error}") from error
 
 
@@ -181,16 +211,14 @@ def save_encoder(encoder: Encoder, path: Path) -> None:
     write_text(path, encoder.to_json())
 
 
-def _numeric(columns: FeatureColumns) -> dict[str, np.ndarray]:
-    return {name: v for name, v in columns.values.items() if isinstance(v, np.ndarray)}
-
-
-def _absent(columns: FeatureColumns) -> np.ndarray:
-    """float32 (R, 1): 1 where every value of the entity is missing."""
-    absent = np.ones(columns.rows, bool)
+def _absent(columns: FeatureColumns, no_number_R: np.ndarray) -> np.ndarray:
+    """bool (R,): every value of the entity is missing; `no_number_R`: those of the encoded numeric columns are."""
+    absent = no_number_R
     for values in columns.values.values():
+        if not absent.any():
+            break
         if isinstance(values, np.ndarray):
-            absent &= np.isnan(values.reshape(columns.rows, -1)).all(axis=1)
+            absent = absent & np.isnan(values.reshape(columns.rows, -1)).all(axis=1)
         else:
-            absent &= np.array([v is None for v in values], bool)
-    return absent[:, None].astype(np.float32)
+            absent = absent & np.array([v is None for v in values], bool)
+    return absent

@@ -66,7 +66,12 @@ def encode_splits(folder: Path, schema: DataSchema, out: Path) -> None:
             out / name,
             [encoder.encode(r.request, r.user, r.items) for r in part],
             shown=[r.shown_T for r in part],
-            feedback=[r.feedback_OT for r in part],
+            feedback=[_known_feedback(r) for r in part],
             request_ids=[r.request.request_id for r in part],
             timestamps=[r.request.event_timestamp_us for r in part],
         )
+
+
+def _known_feedback(row: TrainingRow) -> np.ndarray:
+    """feedback_OT with NaN where tracking was lost (`seen` is false); a slot the user never reached keeps its 0."""
+    return row.feedback_OT if row.seen_T is None else np.where(row.seen_T, row.feedback_OT, np.float32("nan"))

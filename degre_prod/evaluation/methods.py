@@ -35,13 +35,15 @@ def input_order(encoded: EncodedSet, length: int) -> np.ndarray:
     return np.where(np.arange(length) < count[:, None], np.arange(length), -1)
 
 
-def pointwise_sort(model: PointwiseScorer, encoded: EncodedSet, length: int, progress: Progress) -> np.ndarray:
-    """Candidates by their own score, best first; ties by prior rank: (R, L)."""
-    out = []
+def pointwise_sort(
+    model: PointwiseScorer, encoded: EncodedSet, length: int, weights_O: Sequence[float], progress: Progress
+) -> np.ndarray:
+    """Candidates by Σ_o ω_o P(y_o = 1) of their own, best first; ties by prior rank: (R, L)."""
+    out, weights = [], torch.tensor(weights_O)
     with torch.inference_mode():
         for requests in _chunks(len(encoded)):
             batch = to_batch(encoded, requests)
-            scores = model(batch).sum(-1).masked_fill(~batch["mask"], float("-inf"))
+            scores = (torch.sigmoid(model(batch)) @ weights).masked_fill(~batch["mask"], float("-inf"))
             order = scores.argsort(dim=1, descending=True, stable=True).numpy()
             out.append(_cut(order, batch["mask"].numpy().sum(1), length))
             progress(len(requests))

@@ -12,6 +12,7 @@ from torch import Tensor
 from degre_prod.artefact import written_aside
 from degre_prod.config import MiningConfig
 from degre_prod.encoding.store import EncodedSet, load_encoded
+from degre_prod.errors import TrainingError
 from degre_prod.mining.beam import Leaves, search, union_search, values_along
 from degre_prod.models.evaluator import LookaheadEvaluator, Prepared
 from degre_prod.training.data import TensorBatch, logged_lists, to_batch
@@ -53,8 +54,12 @@ def mine(config: dict[str, Any]) -> None:
 
 
 def minable_requests(encoded: EncodedSet, list_length: int, count: int) -> np.ndarray:
-    """The newest requests with a choice to make: at least as many candidates as slots."""
+    """The newest requests with at least as many candidates as slots; raises TrainingError when there is none."""
     enough = np.flatnonzero(encoded.arrays["mask"].sum(1) >= list_length)
+    if len(enough) == 0:
+        raise TrainingError(
+            f"no training request has {list_length} candidates, one for each slot; lower list_length in schema.yaml"
+        )
     newest = enough[np.argsort(encoded.arrays["timestamp"][enough], kind="stable")][-count:]
     return np.sort(newest)
 
@@ -69,14 +74,15 @@ def mine_requests(
     logged_BL, _, _ = logged_lists(encoded, requests, model.spec.layout.list_length, None)
     pool = pooled_leaves(model, prepared, batch, torch.from_numpy(logged_BL), settings.beam_width)
     lists, utility = keep_best(pool, settings.keep)
-    kept = torch.from_numpy(np.maximum(np.concatenate([lists, logged_BL[:, None]], axis=1), 0))
+    visited = np.concatenate([lists, logged_BL[:, None]], axis=1)
+    kept = torch.from_numpy(np.maximum(visited, 0))
     one_step = values_along(model, prepared, kept).numpy()
     used = np.cumsum(np.eye(one_step.shape[-1], dtype=np.int8)[kept.numpy()], axis=2)
     used = np.concatenate([np.zeros_like(used[:, :, :1]), used[:, :, :-1]], axis=2).astype(bool)
     one_step[used | ~batch["mask"].numpy()[:, None, None]] = np.nan
-    backed_up = np.full_like(one_step, np.nan)
-    backed_up[:, :-1] = best_leaf_through(lists, pool, one_step.shape[-1])
-    label, backed_up[:, -1] = replan_logged(model, prepared, batch["mask"], logged_BL, settings.replan_width)
+    backed_up = best_leaf_through(visited, pool, one_step.shape[-1])
+    label, replanned = replan_logged(model, prepared, batch["mask"], logged_BL, settings.replan_width)
+    backed_up[:, -1] = np.fmax(backed_up[:, -1], replanned)
     return {
         "request": requests,
         "lists": lists.astype(np.int32),

@@ -37,12 +37,16 @@ class CountHead(nn.Module):
         return r.masked_fill(once, 0.0)
 
     def loss(self, a_BLO: Tensor, b_BLO: Tensor, feedback_BOL: Tensor, carries_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropies of y_t against r at the observed count, and how many there were."""
+        """Sum of the cross-entropies of y_t against r at the observed count, and how many there were.
+
+        After a slot that doesn't carry loss the count is not observed, so the slots after it don't either.
+        """
         y = feedback_BOL.transpose(1, 2)
         seen = y * carries_BL.unsqueeze(-1)
         before = seen.cumsum(1) - seen
         logits = a_BLO + b_BLO * torch.log1p(before)
-        counted = carries_BL.unsqueeze(-1) & ~(self.at_most_one & (before > 0))
+        observed = carries_BL.long().cumprod(1).bool()
+        counted = observed.unsqueeze(-1) & ~(self.at_most_one & (before > 0))
         losses = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
         return (losses * counted).sum(), counted.sum()
 

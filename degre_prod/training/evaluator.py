@@ -40,17 +40,19 @@ def train_evaluator(config: dict[str, Any]) -> None:
     pointwise = PointwiseScorer(spec.layout, settings.width, encoder.schema.logged_length)
     split = {"train": np.arange(len(train)), "validation": -1 - np.arange(len(validation))}  # negative: validation
     sets = (train, validation)
-    togo_epochs = max(1, round(settings.togo_steps / math.ceil(len(train) / settings.batch_size)))
+    steps = math.ceil(len(train) / settings.batch_size)
+    count_epochs = max(settings.epochs, math.ceil(settings.min_steps / steps))
+    togo_epochs = max(1, round(settings.togo_steps / steps))
     curves = {}
     for name, parts, network, loss, epochs in (
-        ("evaluator", ("value", "head"), model, count_loss(model, sets), settings.epochs),
+        ("evaluator", ("value", "head"), model, count_loss(model, sets), count_epochs),
         ("value to go", ("togo", "pool"), model, to_go_loss(model, sets), togo_epochs),
         (
             "pointwise",
             ("",),
             pointwise,
             pointwise_loss(pointwise, sets, spec.layout.position_free),
-            (settings.epochs + 1) // 2,
+            (count_epochs + 1) // 2,
         ),
     ):
         for parameter_name, parameter in network.named_parameters():  # value and to-go are networks of their own
@@ -117,7 +119,9 @@ def to_go_loss(model: LookaheadEvaluator, sets: tuple[EncodedSet, EncodedSet]) -
         earned = torch.einsum("bol,ol->bl", torch.from_numpy(feedback), model.weights_OL) * carries_BL
         target = earned.flip(1).cumsum(1).flip(1) - earned
         G = model.to_go(to_batch(encoded, requests), torch.from_numpy(lists))
-        counted = carries_BL[:, : layout.list_length - 1]
+        lost = (torch.from_numpy(lists) >= 0) & ~carries_BL  # what came after t is known only if no later slot is lost
+        known = carries_BL & (lost.flip(1).cumsum(1).flip(1) == 0)
+        counted = known[:, : layout.list_length - 1]
         return ((G - target).square()[:, : layout.list_length - 1] * counted).sum(), counted.sum()
 
     return loss

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
-from degre_prod.artefact import file_digest, write_text
+from degre_prod.artefact import file_digest, replace_folder, write_text
 from degre_prod.bundle.decoder import open_decoder
 from degre_prod.bundle.load import Bundle, load_bundle
 from degre_prod.bundle.manifest import CARD, ENCODER, MANIFEST, ONNX, WARMUP, Manifest
 from degre_prod.bundle.warmup import Recorded, to_line
 from degre_prod.encoding.encoder import Encoder, save_encoder
-from degre_prod.encoding.store import CANDIDATE_ARRAYS, REQUEST_ARRAYS
-from degre_prod.models.generator import Generator, GeneratorSpec
+from degre_prod.models.generator import Generator
 from degre_prod.requests import FeatureColumns, Request
+from degre_prod.training.greedy_graph import export_onnx
 from degre_prod.training.modules import save_module
 
-INPUTS = (*CANDIDATE_ARRAYS, *REQUEST_ARRAYS, "mask", "prior_rank")
-OPSET = 17
+CLEAR_MARGIN = 1e-3  # logits; far above what two processors differ by
 
 
 @dataclass(frozen=True)
@@ -40,53 +35,6 @@ class Lineage:
     training_window: tuple[datetime, datetime]
     metrics: dict[str, float]
     parent: str | None = None
-
-
-class _Greedy(nn.Module):
-    """The graph that is exported: inputs in the order of INPUTS, outputs order_BL and margins_BL."""
-
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        batch = dict(zip(INPUTS, tensors, strict=True))
-        return self.generator.decode(batch, self.generator.spec.layout.list_length)
-
-
-def export_onnx(generator: Generator, file: Path) -> None:
-    """Write the greedy graph; requests and candidates stay dynamic. Only the legacy exporter kept both so (torch 2.13)."""
-    axes: dict[str, dict[int, str]] = {
-        name: {0: "B", 1: "C"} if name in (*CANDIDATE_ARRAYS, "mask", "prior_rank") else {0: "B"} for name in INPUTS
-    }
-    axes |= {"order": {0: "B"}, "margins": {0: "B"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecation and tracer notes
-        torch.onnx.export(
-            _Greedy(generator.eval()),
-            example_inputs(generator.spec, candidates=generator.spec.layout.list_length + 3),
-            str(file),
-            input_names=list(INPUTS),
-            output_names=["order", "margins"],
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,
-        )
-
-
-def example_inputs(spec: GeneratorSpec, *, candidates: int) -> tuple[Tensor, ...]:
-    """Two requests of zeros in the order of INPUTS, enough to trace the graph."""
-    B, layout = 2, spec.layout
-    tensors: dict[str, Tensor] = {
-        "mask": torch.ones(B, candidates, dtype=torch.bool),
-        "prior_rank": torch.arange(candidates).expand(B, -1),
-    }
-    for name in (*CANDIDATE_ARRAYS, *REQUEST_ARRAYS):
-        group, kind = name.rsplit("_", 1)
-        width = layout.num[group] if kind == "num" else len(layout.cat[group])
-        shape = (B, candidates, width) if name in CANDIDATE_ARRAYS else (B, width)
-        tensors[name] = torch.zeros(shape, dtype=torch.float32 if kind == "num" else torch.int64)
-    return tuple(tensors[name] for name in INPUTS)
 
 
 def write_bundle(
@@ -126,9 +74,7 @@ def write_bundle(
         write_text(aside / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         load_bundle(aside)
         aside.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
+        replace_folder(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return load_bundle(folder)
@@ -137,14 +83,19 @@ def write_bundle(
 def warmup_text(
     folder: Path, encoder: Encoder, warmup: Sequence[tuple[Request, FeatureColumns, FeatureColumns]]
 ) -> str:
-    """Recorded answers of the exported model to these requests, one JSON line each."""
+    """Recorded answers of the exported model to these requests, one JSON line each.
+
+    Close calls are left out (unless all are): another processor may round them the other way, and that is no damage.
+    """
     decoder = open_decoder(folder / ONNX)
-    lines = []
+    clear: list[str] = []
+    close: list[str] = []
     for request, user, items in warmup:
         decoded = decoder.decode(encoder.encode(request, user, items), encoder.schema.list_length)
         answer = [request.candidate_ids[c] for c in decoded.order]
-        lines.append(to_line(Recorded(request, user, items, tuple(answer))) + "\n")
-    return "".join(lines)
+        line = to_line(Recorded(request, user, items, tuple(answer))) + "\n"
+        (clear if decoded.margins.min() >= CLEAR_MARGIN else close).append(line)
+    return "".join(clear or close)
 
 
 def card(dataset: str, lineage: Lineage) -> str:

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from degre_prod.artefact import write_json
+from degre_prod.artefact import write_json, write_text
 from degre_prod.config import ScalingConfig
 from degre_prod.errors import TrainingError
 
 Task = Callable[[dict[str, Any]], None]
+FAILURE = "failure.txt"  # in the task's folder: all that Ray had to say
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def current_worker() -> Worker:
     return Worker(0, 1)
 
 
-def report_epoch(metrics: dict[str, float]) -> None:
-    """Tell Ray Train, where there is one (a barrier for its workers)."""
+def report(metrics: dict[str, float]) -> None:
+    """Tell Ray Train, where there is one. A barrier that costs over a second: once a network, not once an epoch."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         import ray.train
 
@@ -70,13 +71,19 @@ def run_group(task: Task, config: dict[str, Any], *, folder: Path, scaling: Scal
 
     With `scaling.num_workers` 0 it runs in this process. Raises TrainingError when a worker fails for good.
     """
+    _clear(folder)
     with _progress_bar(folder, label):
         if scaling.num_workers == 0:
             task(config)
         else:
             _run_on_ray(task, config, folder, scaling)
-    for file in folder.glob("progress-*.json"):
-        file.unlink()
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what one launch left for people to see; of an interrupted one, too."""
+    for file in (*folder.glob("progress-*.json"), folder / FAILURE):
+        file.unlink(missing_ok=True)
 
 
 def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: ScalingConfig) -> None:
@@ -88,10 +95,9 @@ def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: Scali
     trainer = TorchTrainer(
         task,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="gloo"),
         scaling_config=RayScaling(
             num_workers=scaling.num_workers,
-            use_gpu=scaling.use_gpu,
             resources_per_worker={"CPU": scaling.cpus_per_worker},
         ),
         run_config=RunConfig(
@@ -103,8 +109,11 @@ def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: Scali
     try:
         trainer.fit()
     except Exception as error:  # Ray wraps whatever a worker raised in types that differ between versions
+        write_text(folder / FAILURE, f"{error}\n")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise TrainingError(
-            f"{task.__module__}.{task.__name__} failed on {scaling.num_workers} workers: {error}"
+            f"{task.__module__}.{task.__name__} failed on {scaling.num_workers} workers: {reason} "
+            f"(more in {folder / FAILURE})"
         ) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from degre_prod.artefact import written_aside
 from degre_prod.errors import TrainingError
-from degre_prod.training.group import Worker, report_epoch
+from degre_prod.training.group import Worker, report
 
 # (indices of the samples, a generator for what is random in them) → (sum of losses, count)
 Loss = Callable[[np.ndarray, np.random.Generator], tuple[Tensor, Tensor]]
@@ -89,6 +89,10 @@ def fit(
             cycle.step()
             total, count = total + added[0], count + added[1]
         held_out = mean_loss(model, loss, validation, schedule, worker)
+        if not math.isfinite(held_out):
+            raise TrainingError(
+                f"{name}: the validation loss is {held_out} after epoch {epoch}; lower the learning rate"
+            )
         record = EpochRecord(epoch, total / max(count, 1), held_out)
         if not state["history"] or held_out < min(r["validation"] for r in state["history"]):
             state["best"] = {k: v.clone() for k, v in model.state_dict().items()}
@@ -97,7 +101,7 @@ def fit(
         if worker.rank == 0:
             _save(file, state, model, optimiser, cycle)
         worker.progress(folder, epoch + 1, schedule.epochs, f"{name}: validation {held_out:.4f}")
-        report_epoch({"epoch": float(epoch), "train": record.train, "validation": held_out})
+    report(state["history"][-1])
     model.load_state_dict(state["best"])
     model.eval()
     return [EpochRecord(**r) for r in state["history"]]

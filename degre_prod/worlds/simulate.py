@@ -25,7 +25,7 @@ from degre_prod.worlds.truth import TRUTH_FILE, World, make_world
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 FEATURES_AT: Final = START - timedelta(days=1)
-_FORMAT: Final = 1  # part of the hash: raise it when the same arguments give other bytes
+_FORMAT: Final = 2  # part of the hash: raise it when the same arguments give other bytes
 _NUMERIC: Final = ("quality", "hook", "boredom", "price")
 
 
@@ -167,7 +167,6 @@ def impressions(log: Log, schema: DataSchema) -> pa.Table:
         "upstream_scores": pa.StructArray.from_arrays([_lists(log.upstream_BC)], ["upstream"]),
         "shown_ids": _lists(np.take_along_axis(log.candidate_ids_BC, log.shown_BL, axis=1)),
         "feedback": pa.StructArray.from_arrays([_lists(log.click_BL.astype(np.float32))], ["click"]),
-        "seen": _lists(log.seen_BL),
         "list_propensity": pa.array(log.list_propensity_B.astype(np.float32)),
     }
     return pa.table(columns, schema=pa.schema([field for field in impression_schema(schema) if field.name in columns]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,9 +41,11 @@ def demo(
     from orchestration.demo import demo as run_demo
 
     folder = out or Path("runs") / (f"{world}-{size}" if data is None else data.resolve().with_suffix("").name)
-    document = run_demo(folder, load_settings(config), data=data, world=world, size=size, seed=seed)
+    with redirect_stdout(sys.stderr):  # Ray prints there; standard output is for results
+        document = run_demo(folder, load_settings(config), data=data, world=world, size=size, seed=seed)
     typer.echo(f"Report:     {folder}/report.html")
     typer.echo(f"Serve it:   degre serve {folder}/bundle --features {document['data']}")
+    typer.echo(f"Ask it:     degre rerank --file {folder}/request.json")
     typer.echo("Your data:  docs/your-data.md, then degre demo --data FOLDER")
     typer.echo(json.dumps(document))
 
@@ -129,6 +133,28 @@ def verify(bundle: Annotated[Path, typer.Argument(help="bundle folder", exists=T
 
     loaded = load_bundle(bundle)
     typer.echo(f"verified: {loaded.manifest.name}, manifest sha256 {loaded.manifest_sha256}")
+
+
+@bundle_app.command("activate")
+def activate(
+    bundle: Annotated[Path, typer.Argument(help="bundle folder", exists=True, file_okay=False)],
+    redis: Annotated[str | None, typer.Option(help="Redis URL of the service; default: the configured one")] = None,
+    config: Config = None,
+) -> None:
+    """Let every replica serve this bundle: they load it beside the present one and swap within seconds.
+
+    Example: degre bundle activate runs/mine/bundle --redis redis://127.0.0.1:6379/0
+    """
+    from degre_prod.config import load_settings
+    from degre_prod.errors import ConfigurationError
+    from orchestration.rollout import activate as publish
+
+    configured = load_settings(config).redis.url
+    url = redis or (configured.get_secret_value() if configured else None)
+    if url is None:
+        raise ConfigurationError("no Redis named: --redis, redis.url in the configuration, or DEGRE_REDIS__URL")
+    plan = publish(bundle, url)
+    typer.echo(f"rollout plan version {plan.version}: {plan.champion.bundle_uri} ({plan.champion.manifest_sha256})")
 
 
 def _on_ray(folder: Path, config: Path | None, step: Callable[[Run], Any], result: Callable[[Run], Path]) -> None:

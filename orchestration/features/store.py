@@ -70,8 +70,8 @@ def apply(store: FeatureStore, built: Definitions) -> None:
 
 @cache
 def _quieten() -> None:
-    """Keep third-party noise off the terminal: a deprecation inside ibis, and DuckDB's complaint at exit."""
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ibis\.")
+    """Keep third-party noise off the terminal: deprecations, which importing Feast turns on, and DuckDB's complaint at exit."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(ibis|ray|feast)\.")
     atexit.register(_close_duckdb)
 
 
