@@ -6,6 +6,7 @@ straight from their bytes; FastAPI only routes and documents.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,8 +22,9 @@ from degre_prod import __version__
 from degre_prod.config import Settings
 from serving.auth import TokenCheck
 from serving.body import parse, read_body
-from serving.problems import MEDIA_TYPE, Problem
+from serving.problems import MEDIA_TYPE, Problem, unavailable
 from serving.protocol import FeedbackAccepted, FeedbackRequest, ProblemDocument, RerankRequest, RerankResponse
+from serving.rollout import Load
 from serving.service import EngineFactory, Service
 
 log = structlog.get_logger(__name__)
@@ -30,12 +32,13 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(engine_factory: EngineFactory, settings: Settings) -> FastAPI:
+def create_app(engine_factory: EngineFactory, settings: Settings, load: Load | None = None) -> FastAPI:
     """The application. The engine is loaded in the background when the application starts; `/readyz` tells when it is.
 
+    With `load`, which makes engines of bundles, it follows the rollout plan in Redis. `app.state.service` is the Service.
     Raises ConfigurationError when `settings.redis.url` is missing.
     """
-    service = Service(engine_factory, settings)
+    service = Service(engine_factory, settings, load)
     tokens = TokenCheck(settings.serving.tokens)
     limit = settings.serving.max_body_bytes
 
@@ -49,36 +52,43 @@ def create_app(engine_factory: EngineFactory, settings: Settings) -> FastAPI:
 
     # The interactive pages load scripts from elsewhere; /openapi.json is enough.
     app = FastAPI(title="DeGRe reranking", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
 
     async def rerank(http: Request) -> Response:
         """Choose and order the items a user sees. Always answers with a valid list; `degraded` says what is missing."""
         started = time.perf_counter()
         tokens.require(http.headers.get("authorization"))
         service.engine()
-        received = parse(RerankRequest, await read_body(http, limit))
-        response = await service.rerank(received, started)
-        return _json(response.model_dump_json(exclude_none=True))
+        body = await read_body(http, limit)
+        with service.admitted():
+            received = parse(RerankRequest, body)
+            response = await service.rerank(received, started)
+            return _json(response.model_dump_json(exclude_none=True))
 
     async def feedback(http: Request) -> Response:
         """What the user did with a list. 202 only once Redis has it; on 503 send it again with the same event ids."""
         tokens.require(http.headers.get("authorization"))
-        received = parse(FeedbackRequest, await read_body(http, limit))
-        return _json((await service.feedback(received)).model_dump_json(), 202)
+        body = await read_body(http, limit)
+        with service.admitted():
+            received = parse(FeedbackRequest, body)
+            return _json((await service.feedback(received)).model_dump_json(), 202)
 
     async def healthz(_: Request) -> Response:
-        """The process is alive."""
+        """200 while the process is alive and well, 503 when it should be replaced."""
+        if not service.healthy():
+            return _problem(unavailable("too many threads are lost to work that never ended"))
         return _json('{"status":"alive"}')
 
     async def readyz(_: Request) -> Response:
-        """200 once the bundle is verified and warm."""
+        """200 once the bundle is verified and warm; says which one it is, and which one was refused."""
         reason = service.readiness()
         if reason is not None:
-            return _problem(Problem(503, reason, headers={"Retry-After": "1"}))
-        return _json('{"status":"ready"}')
+            return _problem(unavailable(reason))
+        return _json(json.dumps(service.status()))
 
     async def metrics(_: Request) -> Response:
         """Prometheus metrics of this replica."""
-        return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")
+        return Response(service.exposition(), media_type="text/plain; version=0.0.4")
 
     _route(app, "POST", "/v1/rerank", _counted("rerank", rerank, service), RerankRequest, 200, RerankResponse)
     _route(app, "POST", "/v1/feedback", _counted("feedback", feedback, service), FeedbackRequest, 202, FeedbackAccepted)
@@ -129,7 +139,9 @@ def _route(
     status: int = 200,
     gives: type[Any] | None = None,
 ) -> None:
-    statuses = (400, 401, 413, 422, 500, 503) if takes else ((503,) if path == "/readyz" else ())
+    statuses = (
+        (400, 401, 408, 413, 422, 429, 500, 503) if takes else ((503,) if path in ("/healthz", "/readyz") else ())
+    )
     body = {"required": True, "content": {"application/json": {"schema": _ref(takes)}}}
     app.add_api_route(
         path,

@@ -1,7 +1,8 @@
-"""Reading a request body no larger than allowed, before any of it is parsed."""
+"""Reading a request body no larger and no slower than allowed, before any of it is parsed."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypeVar
 
 from fastapi import Request
@@ -9,21 +10,27 @@ from pydantic import BaseModel, ValidationError
 
 from serving.problems import Problem, from_validation
 
+BODY_SECONDS = 5.0
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(http: Request, max_bytes: int) -> bytes:
-    """The body; raises a 413 Problem as soon as it is known to be longer than `max_bytes`."""
+    """The body; raises a 413 Problem as soon as it is known to be longer than `max_bytes`, 408 after BODY_SECONDS."""
     declared = http.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []
     size = 0
-    async for part in http.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in http.stream():
+                size += len(part)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                parts.append(part)
+    except TimeoutError:
+        raise Problem(408, f"the body had not arrived after {BODY_SECONDS:.0f} s") from None
     return b"".join(parts)
 
 

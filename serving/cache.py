@@ -26,12 +26,13 @@ TTL_JITTER = 0.1
 # What does not change the list; everything else a request carries is a model input and belongs in the key.
 _NOT_INPUTS = {"request_id", "deadline_ms", "explain", "length"}
 
-Outcome = Literal["hit", "miss", "error", "skipped"]
+# shared: the answer of the same request, which was being computed at that moment.
+Outcome = Literal["hit", "miss", "shared", "error", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
 class CachedList:
-    """A list and the flags it was answered with."""
+    """A list and what the features it was made from lacked."""
 
     item_ids: list[Id]
     degraded: list[str]

@@ -54,13 +54,14 @@ Steps = Generator[Send | Wait, Reply, Result]
 
 
 def rerank_steps(request: RerankRequest, grace_ms: float) -> Steps[RerankResponse]:
-    """One try, and a second one at once if the connection broke (a kept-alive connection may have been closed)."""
+    """One try, and a second one at once if the connection broke: here (a kept-alive connection may have been closed), or
+    between the proxy and a replica that died."""
     if request.request_id is None:  # so that feedback can refer to the list even if this client falls back
         request = request.model_copy(update={"request_id": uuid.uuid4().hex})
     timeout_s = ((request.deadline_ms or DEFAULT_DEADLINE_MS) + grace_ms) / 1000
     send = Send("/v1/rerank", request.model_dump_json(exclude_none=True, exclude_unset=False).encode(), timeout_s)
     reply = yield send
-    if isinstance(reply, httpx.TransportError) and not isinstance(reply, httpx.TimeoutException):
+    if _connection_lost(reply):
         reply = yield send
     if isinstance(reply, httpx.TimeoutException):
         return client_fallback(request, "client_timeout")
@@ -214,13 +215,24 @@ def _headers(token: str | None) -> dict[str, str]:
     return headers
 
 
+def _connection_lost(reply: Reply) -> bool:
+    if isinstance(reply, httpx.Response):
+        # The service's own errors are problem documents; the proxy's are not.
+        return reply.status_code >= 500 and not _is_problem(reply)
+    return reply is not None and not isinstance(reply, httpx.TimeoutException)
+
+
+def _is_problem(reply: httpx.Response) -> bool:
+    return reply.headers.get("content-type", "").startswith("application/problem+json")
+
+
 def _is_away(reply: httpx.Response) -> bool:
     return reply.status_code >= 500 or reply.status_code in _AWAY
 
 
 def _refusal(reply: httpx.Response) -> ServiceError:
     problem: dict[str, object] = {}
-    if reply.headers.get("content-type", "").startswith("application/problem+json"):
+    if _is_problem(reply):
         problem = dict(reply.json())
     detail = problem.get("detail") or reply.text[:200]
     return ServiceError(f"{reply.status_code}: {detail}", status=reply.status_code, problem=problem)

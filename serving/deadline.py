@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 
 
 class OutOfTimeError(Exception):
-    """No time is left for the next stage."""
+    """No time is left for the next stage, or nobody waits for the answer any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deadline:
     """When the answer is due, counted from `started` (time.perf_counter seconds)."""
 
     limit_ms: float
     started: float = field(default_factory=time.perf_counter)
+    cancelled: bool = False
 
     def left_s(self) -> float:
         """Seconds left, negative when it is over."""
@@ -27,9 +28,13 @@ class Deadline:
         """Milliseconds since the start."""
         return (time.perf_counter() - self.started) * 1000
 
+    def cancel(self) -> None:
+        """Nobody waits any more: the work stops at its next stage."""
+        self.cancelled = True
+
     def check(self) -> None:
-        """Raises OutOfTimeError when it is over."""
-        if self.left_s() <= 0:
+        """Raises OutOfTimeError when it is over or cancelled."""
+        if self.cancelled or self.left_s() <= 0:
             raise OutOfTimeError
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from pydantic import SecretStr
@@ -18,43 +18,24 @@ from serving.auth import require_safe_host
 from serving.cluster import environment, ray_cluster
 from serving.haproxy import free_port, haproxy_environment
 from serving.protocol import MAX_DEADLINE_MS
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from serving.engine import Engine
+from serving.replica import BuildEngine, Replica, build_engine
 
 APPLICATION = "rerank"
 READY_SECONDS = 120.0
 # Longer than any deadline: only requests whose body never arrives get this far.
 REQUEST_SECONDS = MAX_DEADLINE_MS / 1000 + 5
-
-
-def load_engine(bundle: Path, settings: Settings) -> Engine:
-    """The engine of a verified bundle, reading features and caching in `settings.redis.url`.
-
-    Raises BundleError, ConfigurationError.
-    """
-    from degre_prod.bundle import load_bundle
-    from serving.cache import ResultCache
-    from serving.engine import Engine
-    from serving.features import FeatureReader
-
-    if settings.redis.url is None:
-        raise ConfigurationError("redis.url: serving needs one, for example DEGRE_REDIS__URL=redis://127.0.0.1:6379")
-    loaded = load_bundle(bundle)
-    serving, url = settings.serving, settings.redis.url.get_secret_value()
-    features = FeatureReader(loaded.schema, url, serving.redis_timeout_ms)
-    cache = None
-    if serving.cache:
-        cache = ResultCache(url, ttl_seconds=serving.cache_ttl_seconds, timeout_ms=serving.redis_timeout_ms)
-    return Engine(loaded, features, cache, serving)
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5.0, 10.0
+DRAIN_POLL_S = 0.2
+UPSCALE_S, DOWNSCALE_S = 5.0, 120.0
 
 
 @contextmanager
-def running_service(bundle: Path, settings: Settings, redis_url: str) -> Iterator[str]:
+def running_service(
+    bundle: Path, settings: Settings, redis_url: str, *, build: BuildEngine = build_engine
+) -> Iterator[str]:
     """Serve a bundle inside the block; yields the base URL once the service is ready, leaves no process behind.
 
+    A rollout plan in Redis goes before the bundle given. `build` makes engines of bundles, in the replicas.
     Uses the Ray cluster this process has joined, else the one at `settings.ray.address`, else a private one.
     Raises BundleError, ConfigurationError (open host without tokens, Serve already running there), ServiceError (not ready).
     """
@@ -67,7 +48,7 @@ def running_service(bundle: Path, settings: Settings, redis_url: str) -> Iterato
     bundle = bundle.resolve()
     # The driver reads the variables when it first imports ray.serve, everyone else gets them as runtime environment.
     with ray_cluster(settings.ray), haproxy_environment() as variables, environment(variables):
-        _deploy(_application(bundle, settings, variables), host, port, variables)
+        _deploy(application(bundle, settings, variables, build), host, port, variables)
         try:
             url = f"http://{_reachable(host)}:{port}"
             wait_until_ready(url)
@@ -95,36 +76,43 @@ def wait_until_ready(url: str, seconds: float = READY_SECONDS) -> None:
     raise ServiceError(f"{url} was not ready after {seconds:.0f} s: {last}")
 
 
-def _application(bundle: Path, settings: Settings, variables: dict[str, str]) -> Any:
+def application(
+    bundle: Path, settings: Settings, variables: Mapping[str, str], build: BuildEngine = build_engine
+) -> Any:
     """The Serve application: one deployment with every limit stated (Serve's defaults have none)."""
     from ray import serve
-    from ray.serve.config import BackpressureConfig
+    from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
     serving = settings.serving
+    if serving.max_replicas is not None and serving.max_replicas < serving.replicas:
+        raise ConfigurationError(
+            f"serving.max_replicas: {serving.max_replicas} is less than serving.replicas, {serving.replicas}"
+        )
+    scale: dict[str, Any] = {"num_replicas": serving.replicas}
+    if serving.max_replicas is not None:
+        autoscaling = AutoscalingConfig(
+            min_replicas=serving.replicas,
+            max_replicas=serving.max_replicas,
+            target_ongoing_requests=serving.target_ongoing_requests,
+            upscale_delay_s=UPSCALE_S,
+            downscale_delay_s=DOWNSCALE_S,
+        )
+        scale = {"autoscaling_config": autoscaling}
     deployment = serve.deployment(
-        serve.ingress(_app_builder(bundle, settings))(),
+        serve.ingress(None)(Replica),
         name=APPLICATION,
-        num_replicas=serving.replicas,
-        max_ongoing_requests=serving.max_ongoing_requests,
+        # Twice as many as the application takes, so that it is the application that says 429, with a problem document.
+        max_ongoing_requests=2 * serving.max_ongoing_requests,
         max_queued_requests=serving.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        graceful_shutdown_timeout_s=5,
-        ray_actor_options={"num_cpus": serving.cpus_per_replica, "runtime_env": {"env_vars": variables}},
+        graceful_shutdown_timeout_s=serving.drain_seconds,
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        ray_actor_options={"num_cpus": serving.cpus_per_replica, "runtime_env": {"env_vars": dict(variables)}},
+        **scale,
     )
-    return deployment.bind()
-
-
-def _app_builder(bundle: Path, settings: Settings) -> Callable[[], FastAPI]:
-    def build() -> FastAPI:
-        from serving.app import create_app
-        from serving.logs import configure_logs
-
-        configure_logs()
-        # Loaded before the replica listens, so that HAProxy never sends a request to one that is not ready.
-        engine = load_engine(bundle, settings)
-        return create_app(lambda: engine, settings)
-
-    return build
+    return deployment.bind(bundle, settings, build)
 
 
 def _deploy(application: Any, host: str, port: int, variables: dict[str, str]) -> None:

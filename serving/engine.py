@@ -5,7 +5,6 @@ Whatever breaks, `Engine.answer` returns a valid list and says in `degraded` why
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,10 +19,12 @@ from degre_prod.schema import DataSchema
 from serving.cache import CachedList, Lookup, ResultCache, cache_key
 from serving.clock import Clock, wall_clock
 from serving.deadline import Deadline, OutOfTimeError, timed
+from serving.explanation import explained_items, feature_values
 from serving.fallback import fallback_order
 from serving.features import FeatureRead
 from serving.preparation import Prepared, check_feedback, prepare
 from serving.protocol import FeedbackRequest, RankedItem, RerankRequest, RerankResponse, Source
+from serving.single_flight import SingleFlight
 from serving.validation import validate
 
 log = structlog.get_logger(__name__)
@@ -33,12 +34,16 @@ ARM = "champion"
 
 
 class Decoded(Protocol):
-    """What a bundle's decoder returns: indices into the candidates and each slot's margin."""
+    """What a bundle's decoder returns; see degre_prod.bundle.Decoded."""
 
     @property
     def order(self) -> np.ndarray: ...
     @property
     def margins(self) -> np.ndarray: ...
+    @property
+    def logits(self) -> np.ndarray | None: ...
+    @property
+    def runner_up(self) -> np.ndarray | None: ...
 
 
 class Encodes(Protocol):
@@ -68,7 +73,7 @@ class ReadsFeatures(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """A list worth keeping, to be stored off the request path by `Engine.store`."""
+    """A list worth keeping, to be stored off the request path by `Engine.store`; `degraded`: what its features lacked."""
 
     key: str
     epoch: int
@@ -78,11 +83,12 @@ class CacheEntry:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The response, what happened at the cache, and what to store there."""
+    """The response, what happened at the cache, what to store there, and how many items came from the item table."""
 
     response: RerankResponse
     cache_outcome: str | None = None
     entry: CacheEntry | None = None
+    cached_items: int | None = None
 
 
 class Engine:
@@ -97,6 +103,7 @@ class Engine:
         clock: Clock = wall_clock,
     ) -> None:
         self.bundle, self._features, self._cache, self._settings, self._clock = bundle, features, cache, settings, clock
+        self._flights: SingleFlight[Answer] = SingleFlight()
 
     def prepare(self, received: RerankRequest) -> Prepared:
         """Check a request; raises Problem (413 or 422)."""
@@ -122,13 +129,17 @@ class Engine:
             if key is not None and self._cache is not None:
                 with timed(timings, "cache"):
                     lookup = self._cache.get(key)
-                if lookup.found is not None and _fits(lookup.found, prepared):
-                    found = lookup.found
-                    response = self._response(
-                        prepared, found.item_ids, None, "cache", found.degraded, timings, deadline
-                    )
-                    return Answer(response, lookup.outcome)
+                outcome, found = lookup.outcome, lookup.found
+                if found is None:
+                    with timed(timings, "shared"):
+                        outcome, found = "shared", self._under_way(key, deadline)
+                if found is not None and _fits(found, prepared):
+                    degraded = [*prepared.flags, *found.degraded]
+                    response = self._response(prepared, found.item_ids, "cache", degraded, timings, deadline)
+                    return Answer(response, outcome)
+                timings.pop("shared", None)
                 deadline.check()
+                return self._flights.lead(key, lambda: self._generate(prepared, deadline, timings, key, lookup))
             return self._generate(prepared, deadline, timings, key, lookup)
         except OutOfTimeError:
             reason = "deadline"
@@ -156,7 +167,7 @@ class Engine:
         chosen = [request.candidate_ids[i] for i in order]
         validate(chosen, request.candidate_ids, prepared.length)
         degraded = [reason, *prepared.flags]
-        response = self._response(prepared, chosen, None, source, degraded, dict(timings or {}), deadline)
+        response = self._response(prepared, chosen, source, degraded, dict(timings or {}), deadline)
         return Answer(response, lookup.outcome if lookup else None)
 
     def store(self, entry: CacheEntry) -> None:
@@ -169,6 +180,13 @@ class Engine:
         self._features.close()
         if self._cache is not None:
             self._cache.close()
+
+    def _under_way(self, key: str, deadline: Deadline) -> CachedList | None:
+        """The list of another request with the same key that is being computed now."""
+        answer = self._flights.join(key, deadline.left_s())
+        return (
+            None if answer is None or answer.entry is None else CachedList(answer.entry.item_ids, answer.entry.degraded)
+        )
 
     def _key(self, prepared: Prepared) -> str | None:
         """The cache key; None when the request must not be answered from the cache."""
@@ -195,19 +213,20 @@ class Engine:
             decoded = self.bundle.decode(encoded, prepared.length)
         chosen = [request.candidate_ids[i] for i in decoded.order.tolist()]
         validate(chosen, request.candidate_ids, prepared.length)
-        degraded = [*prepared.flags, *_feature_flags(read)]
-        margins = decoded.margins.tolist() if prepared.received.explain else None
-        response = self._response(prepared, chosen, margins, "generator", degraded, timings, deadline)
+        flags = _feature_flags(read)
+        response = self._response(prepared, chosen, "generator", [*prepared.flags, *flags], timings, deadline)
+        if prepared.received.explain:
+            items = explained_items(decoded, request.candidate_ids, read.items)
+            response = response.model_copy(update={"items": items, "user_features": feature_values(read.user, 0)})
         entry = None
         if key is not None and lookup is not None and lookup.epoch is not None:
-            entry = CacheEntry(key, lookup.epoch, chosen, degraded)
-        return Answer(response, lookup.outcome if lookup else None, entry)
+            entry = CacheEntry(key, lookup.epoch, chosen, flags)
+        return Answer(response, lookup.outcome if lookup else None, entry, read.cached_items)
 
     def _response(
         self,
         prepared: Prepared,
         chosen: Sequence[Id],
-        margins: Sequence[float] | None,
         source: Source,
         degraded: Sequence[str],
         timings: dict[str, float],
@@ -216,10 +235,7 @@ class Engine:
         timings["total"] = deadline.elapsed_ms()
         return RerankResponse(
             request_id=prepared.request.request_id,
-            items=[
-                RankedItem(id=item, position=t, margin=_finite(margins[t]) if margins else None)
-                for t, item in enumerate(chosen)
-            ],
+            items=[RankedItem(id=item, position=t) for t, item in enumerate(chosen)],
             bundle=self.bundle.manifest_sha256,
             arm=ARM,
             source=source,
@@ -234,11 +250,6 @@ def _fits(found: CachedList, prepared: Prepared) -> bool:
     except ConstraintError:
         return False
     return True
-
-
-def _finite(margin: float) -> float | None:
-    """The last candidate has no rival: its margin is infinite, which JSON cannot say, so it is left out."""
-    return margin if math.isfinite(margin) else None
 
 
 def _feature_flags(read: FeatureRead) -> list[str]:

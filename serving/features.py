@@ -1,34 +1,35 @@
-"""Feature columns of one request, read from Feast's Redis online store without a registry."""
+"""Feature columns of one request, read from Feast's Redis online store without Feast and without a registry.
+
+One round trip: the feature epoch, the user, and those items that the replica's own table does not hold.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import numpy as np
-
+from degre_prod.config import ServingConfig
 from degre_prod.errors import ConfigurationError, FeatureError
 from degre_prod.requests import FeatureColumns, Id
-from degre_prod.schema import DataSchema, Feature, FeatureTable
+from degre_prod.schema import DataSchema
+from serving.cache import EPOCH_KEY
+from serving.feature_cache import ItemTable
+from serving.feature_rows import RowLayout, Rows
+from serving.feature_wire import entity_keys, hash_fields
+from serving.redis_client import RedisFailure, request_path_client
 
-if TYPE_CHECKING:
-    from feast import FeatureView
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-Row = Mapping[str, Any] | None  # feature name to protobuf value; None = every value missing
+Reply = list[bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureRead:
     """Columns of the user (one row) and of the items (one row each, in the order asked), and what was missing.
 
-    Unknown: never written. Stale: older than the table's ttl. Both have every value missing.
+    Unknown: never written. Stale: older than the table's ttl. Both have every value missing. `cached_items`: how many came
+    from the replica's own table.
     """
 
     user: FeatureColumns
@@ -37,31 +38,39 @@ class FeatureRead:
     stale_user: bool
     unknown_items: int
     stale_items: int
+    cached_items: int = 0
 
 
 class FeatureReader:
-    """Reads feature columns of a request. Safe to share among threads; the first one made imports Feast (seconds).
+    """Reads feature columns of a request. Safe to share among threads.
 
-    `timeout_ms` bounds connecting and each of the two reads (user, items); nothing is tried twice.
+    `timeout_ms` bounds connecting and reading; nothing is tried twice. With `item_cache_ttl_seconds` > 0 item values stay
+    in the replica: one pushed to the store may be served that much later, a materialised one is served at once.
     """
 
-    def __init__(self, schema: DataSchema, redis_url: str, timeout_ms: float) -> None:
-        from feast.infra.online_stores.redis import RedisOnlineStore
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
-        from feature_repo.views import build, repo_config
-
-        definitions = build(schema.model_dump(mode="json"))
-        self._schema = schema
-        self._user_view, self._item_view = definitions.user_view, definitions.item_view
-        connection = feast_connection(redis_url, timeout_ms=timeout_ms)
-        # No FeatureStore is made from this, so the registry it names is never opened.
-        self._config = repo_config(registry="sqlite://", connection=connection)
-        self._store = RedisOnlineStore()
-        # Feast's connection string cannot switch retries off; with them a dead Redis costs seconds, not milliseconds.
-        self._client = self._store._get_client(self._config.online_store)
-        self._client.set_retry(Retry(NoBackoff(), 0))
+    def __init__(
+        self,
+        schema: DataSchema,
+        redis_url: str,
+        timeout_ms: float,
+        *,
+        item_cache_ttl_seconds: float = 0.0,
+        item_cache_items: int = 100_000,
+    ) -> None:
+        self._integers = schema.id_type == "int64"
+        self._user, self._item = RowLayout(schema.user), RowLayout(schema.item)
+        self._user_fields = _packed(hash_fields("user_features", self._user.names))
+        self._item_fields = _packed(hash_fields("item_features", self._item.names))
+        self._epoch_command = _command(2) + _packed([b"GET", EPOCH_KEY.encode()])
+        self._client = request_path_client(redis_url, timeout_ms)
+        self.table: ItemTable | None = None
+        if item_cache_ttl_seconds > 0:
+            self.table = ItemTable(
+                self._item.width,
+                self._item.object_count,
+                capacity=item_cache_items,
+                ttl_seconds=item_cache_ttl_seconds,
+            )
 
     def read(self, user_id: Id, item_ids: Sequence[Id], now_us: int) -> FeatureRead:
         """Columns as of `now_us` (µs since 1970 UTC, the request's own time); ids may repeat.
@@ -72,32 +81,76 @@ class FeatureReader:
 
         Raises FeatureError when Redis does not answer in time or answers nonsense.
         """
-        users = self._rows(self._user_view, [user_id])
-        items = self._rows(self._item_view, item_ids)
-        user, unknown_user, stale_user = _columns(self._schema.user, users, now_us)
-        columns, unknown_items, stale_items = _columns(self._schema.item, items, now_us)
-        return FeatureRead(user, columns, unknown_user > 0, stale_user > 0, unknown_items, stale_items)
+        if self.table is None:
+            _, user_rows, item_rows = self._fetch([user_id], item_ids)
+            cached = 0
+        else:
+            user_rows, item_rows, cached = self._through_table(self.table, user_id, item_ids)
+        user, unknown_user, stale_user = self._user.columns(user_rows, now_us)
+        items, unknown_items, stale_items = self._item.columns(item_rows, now_us)
+        return FeatureRead(user, items, unknown_user > 0, stale_user > 0, unknown_items, stale_items, cached)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _rows(self, view: FeatureView, ids: Sequence[Id]) -> list[tuple[datetime | None, Row]]:
-        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-        from feast.protos.feast.types.Value_pb2 import Value
-        from google.protobuf.message import DecodeError
-        from redis import RedisError
+    def _through_table(self, table: ItemTable, user_id: Id, item_ids: Sequence[Id]) -> tuple[Rows, Rows, int]:
+        found = table.find(item_ids)
+        wanted = [item_ids[position] for position in found.missing]
+        read_at = table.now()  # before the read: an entry is never younger than it seems
+        epoch, user, fresh = self._fetch([user_id], wanted)
+        if epoch != found.epoch and len(wanted) < len(item_ids):
+            # A materialisation came between: what the table gave may be older than it.
+            read_at = table.now()
+            epoch, _, rows = self._fetch([], item_ids)
+            table.keep(item_ids, rows, epoch, read_at)
+            return user, rows, 0
+        if wanted:
+            table.keep(wanted, fresh, epoch, read_at)
+            found.rows.put(found.missing, fresh)
+        return user, found.rows, len(item_ids) - len(wanted)
 
-        join_keys = [view.entity_columns[0].name]
-        integers = self._schema.id_type == "int64"
-        values = [Value(int64_val=int(one)) if integers else Value(string_val=str(one)) for one in ids]
-        keys = [EntityKey(join_keys=join_keys, entity_values=[value]) for value in values]
+    def _fetch(self, users: Sequence[Id], items: Sequence[Id]) -> tuple[bytes | None, Rows, Rows]:
+        """The feature epoch, read first, and the rows of these users and items, in one round trip."""
+        user_keys = entity_keys("user", users, integers=self._integers)
+        item_keys = entity_keys("item", items, integers=self._integers)
+        commands = [
+            self._epoch_command,
+            *_hmget(user_keys, self._user_fields, len(self._user.names) + 1),
+            *_hmget(item_keys, self._item_fields, len(self._item.names) + 1),
+        ]
+        epoch, *replies = self._round_trip(b"".join(commands), 1 + len(users) + len(items))
+        return epoch, self._user.decode(replies[: len(users)]), self._item.decode(replies[len(users) :])
+
+    def _round_trip(self, commands: bytes, replies: int) -> list[Any]:
+        """Send packed commands and read that many replies; redis-py's own pipeline costs more than the reading itself."""
+        pool = self._client.connection_pool
         try:
-            return self._store.online_read(self._config, view, keys)
-        except (RedisError, OSError) as error:
-            raise FeatureError(f"Redis did not give {view.name}: {type(error).__name__}: {error}") from error
-        except DecodeError as error:
-            raise FeatureError(f"{view.name}: Redis holds values that Feast did not write: {error}") from error
+            connection = pool.get_connection()
+            try:
+                connection.send_packed_command([commands])
+                return [connection.read_response() for _ in range(replies)]
+            except BaseException:
+                connection.disconnect()  # replies may be under way: nobody else must read them
+                raise
+            finally:
+                pool.release(connection)
+        except RedisFailure as error:
+            raise FeatureError(
+                f"Redis did not give user_features and item_features: {type(error).__name__}: {error}"
+            ) from error
+
+
+def open_reader(schema: DataSchema, redis_url: str, serving: ServingConfig) -> FeatureReader:
+    """The reader a replica uses. Replays (`clock: request`) bypass the item table: their store changes between requests."""
+    ttl = 0.0 if serving.clock == "request" else serving.item_cache_ttl_seconds
+    return FeatureReader(
+        schema,
+        redis_url,
+        serving.redis_timeout_ms,
+        item_cache_ttl_seconds=ttl,
+        item_cache_items=serving.item_cache_items,
+    )
 
 
 def feast_connection(redis_url: str, *, timeout_ms: float | None = None) -> str:
@@ -127,67 +180,14 @@ def feast_connection(redis_url: str, *, timeout_ms: float | None = None) -> str:
     return ",".join([f"{host}:{parts.port or 6379}", *(f"{name}={value}" for name, value in options.items())])
 
 
-def _columns(
-    table: FeatureTable, rows: Sequence[tuple[datetime | None, Row]], now_us: int
-) -> tuple[FeatureColumns, int, int]:
-    """Columns of R rows, how many entities were unknown and how many stale."""
-    unknown = stale = 0
-    usable: list[Row] = []
-    for moment, values in rows:
-        # Feast returns an entity it never saw as present, with nulls and the epoch for its time.
-        if moment is None or moment == _EPOCH:
-            unknown += 1
-            usable.append(None)
-        elif table.ttl_seconds is not None and now_us - _micros(moment) > table.ttl_seconds * 1_000_000:
-            stale += 1
-            usable.append(None)
-        else:
-            usable.append(values)
-    columns = {feature.name: _DECODERS[feature.kind](feature, usable) for feature in table.features}
-    return FeatureColumns(columns, len(usable)), unknown, stale
+def _hmget(keys: Sequence[bytes], packed_fields: bytes, field_count: int) -> list[bytes]:
+    head = _command(2 + field_count) + _packed([b"HMGET"])
+    return [b"%b$%d\r\n%b\r\n%b" % (head, len(key), key, packed_fields) for key in keys]
 
 
-def _micros(moment: datetime) -> int:
-    return (moment - _EPOCH) // _MICROSECOND
+def _command(words: int) -> bytes:
+    return b"*%d\r\n" % words
 
 
-def _numeric(feature: Feature, rows: Sequence[Row]) -> np.ndarray:
-    out = np.full(len(rows), np.nan, np.float32)
-    for index, row in enumerate(rows):
-        if row is not None and row[feature.name].HasField("float_val"):
-            out[index] = row[feature.name].float_val
-    return out
-
-
-def _vector(feature: Feature, rows: Sequence[Row]) -> np.ndarray:
-    out = np.full((len(rows), feature.size or 0), np.nan, np.float32)
-    for index, row in enumerate(rows):
-        if row is not None and row[feature.name].HasField("float_list_val"):
-            values = row[feature.name].float_list_val.val
-            if len(values) != feature.size:
-                raise FeatureError(f"{feature.name}: a vector of {len(values)}, schema.yaml says {feature.size}")
-            out[index] = values
-    return out
-
-
-def _categorical(feature: Feature, rows: Sequence[Row]) -> list[Any]:
-    return [
-        row[feature.name].string_val if row is not None and row[feature.name].HasField("string_val") else None
-        for row in rows
-    ]
-
-
-def _id_sequence(feature: Feature, rows: Sequence[Row]) -> list[Any]:
-    out: list[Any] = []
-    for row in rows:
-        kind = None if row is None else row[feature.name].WhichOneof("val")
-        out.append(None if row is None or kind is None else list(getattr(row[feature.name], kind).val))
-    return out
-
-
-_DECODERS: dict[str, Callable[[Feature, Sequence[Row]], np.ndarray | list[Any]]] = {
-    "numeric": _numeric,
-    "vector": _vector,
-    "categorical": _categorical,
-    "id_sequence": _id_sequence,
-}
+def _packed(words: Sequence[bytes]) -> bytes:
+    return b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)

@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from degre_prod.errors import ConfigurationError
 
 # HAProxy's admin socket lies below it, and Unix socket paths may be 107 bytes long: TMPDIR may be too deep.
 _SHORT_TMP = "/tmp"
+# On a cluster's nodes: Ray's own defaults, but bound to loopback.
+METRICS_PORT, STATS_PORT, DRAIN_S = 9101, 8404, 5.0
 _WRAPPER = """#!/bin/sh
 for argument in "$@"; do
   case "$argument" in
@@ -39,35 +42,47 @@ def haproxy_environment() -> Iterator[dict[str, str]]:
     """
     folder = Path(tempfile.mkdtemp(prefix="degre-", dir=_SHORT_TMP))
     try:
-        metrics, stats = free_port(), free_port()
-        wrapper = folder / "haproxy"
-        wrapper.write_text(_WRAPPER.format(metrics=metrics, stats=stats, binary=shlex.quote(haproxy_binary())))
-        wrapper.chmod(0o700)
-        defaults = {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            # One machine has nowhere to drain to; the default of 30 s is felt at every shutdown.
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        }
-        given = {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}
-        yield (
-            defaults
-            | given
-            | {
-                "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
-                "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-                "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-                "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-                "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-                "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-                "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-                "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-            }
-        )
+        # One machine has nowhere to drain to; Ray's default of 30 s is felt at every shutdown.
+        yield haproxy_variables(folder, metrics_port=free_port(), stats_port=free_port(), drain_s=1)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def haproxy_variables(folder: Path, *, metrics_port: int, stats_port: int, drain_s: float) -> dict[str, str]:
+    """Write HAProxy's wrapper into `folder` (its path short: a socket lies below it) and return the variables.
+
+    `drain_s`: how long a stopping replica stays reachable, until nobody sends to it any more. RAY_SERVE_… variables
+    that are set already win, but for the paths and ports. Raises ConfigurationError without an HAProxy binary.
+    """
+    wrapper = folder / "haproxy"
+    wrapper.write_text(_WRAPPER.format(metrics=metrics_port, stats=stats_port, binary=shlex.quote(haproxy_binary())))
+    wrapper.chmod(0o700)
+    defaults = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{drain_s:g}",
+        # A replica that dies with requests under way: they are harmless to repeat, so another replica gets them.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # It has the fewest connections, so it would be tried again and again, after a pause of up to a second each time:
+        # out at its first failure. Health checks bring one back that lives after all within half a second.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+    }
+    given = {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}
+    ours = {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+    }
+    return defaults | given | ours
 
 
 def haproxy_binary() -> str:
@@ -90,3 +105,15 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def main(folder: Path) -> None:
+    """Print `export NAME=value` lines for a node's shell, before `ray start`: see docs/operations.md."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    variables = haproxy_variables(folder.resolve(), metrics_port=METRICS_PORT, stats_port=STATS_PORT, drain_s=DRAIN_S)
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

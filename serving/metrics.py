@@ -18,15 +18,28 @@ class Metrics:
         self._answers = self._counter("degre_answers", "Reranked lists by source", "source")
         self._degraded = self._counter("degre_degraded", "Answers by reason of being degraded", "reason")
         self._cache = self._counter("degre_cache", "Result cache lookups by outcome", "outcome")
+        self._items = self._counter("degre_item_table", "Items asked of the replica's table by outcome", "outcome")
         self._log = self._counter("degre_served_log", "Served lists by fate on their way to Redis", "fate")
         self._feedback = self._counter("degre_feedback", "Feedback deliveries by fate", "fate")
         self._stages = Histogram(
             "degre_stage_seconds", "Time by stage", ["stage"], registry=self.registry, buckets=_STAGE_BUCKETS_S
         )
-        self._ready = Gauge("degre_ready", "1 when the bundle is loaded and warm", registry=self.registry)
+        self._ready = self._gauge("degre_ready", "1 when the bundle is loaded and warm")
+        self._swaps = self._counter("degre_swaps", "Rollout plans by what became of them", "fate")
+        self._bundle = self._gauge("degre_bundle", "1 for the bundle that serves", "sha256")
+        self._plan = self._gauge("degre_plan_version", "Version of the plan followed, 0 without one")
+        self._readable = self._gauge("degre_plan_readable", "0 when the plan has been unreadable for over 10 s")
+        self._lost = self._gauge("degre_threads_lost", "Threads held by work that never ended")
+        self._shed = self._counter("degre_shed", "Requests answered 429 by reason", "reason")
+        self._ongoing = self._gauge("degre_ongoing", "Requests under way")
+        self._cancelled = self._counter("degre_cancelled", "Requests whose client went away")
+        self._readable.set(1)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
 
     def request(self, endpoint: str, status: int) -> None:
         """One request answered."""
@@ -44,6 +57,11 @@ class Metrics:
         """One lookup in the result cache."""
         self._cache.labels(outcome).inc()
 
+    def items(self, hits: int, asked: int) -> None:
+        """One request's items: `hits` of `asked` came from the replica's table."""
+        self._items.labels("hit").inc(hits)
+        self._items.labels("miss").inc(asked - hits)
+
     def served_log(self, fate: str, count: int = 1) -> None:
         """Served lists written, dropped (buffer full) or failed (an append to be tried again)."""
         self._log.labels(fate).inc(count)
@@ -55,6 +73,36 @@ class Metrics:
     def ready(self, ready: bool) -> None:
         """Whether the replica takes requests."""
         self._ready.set(ready)
+
+    def serving(self, sha256: str, plan_version: int) -> None:
+        """The bundle that answers from now on, and the plan that says so (0: none)."""
+        self._bundle.clear()
+        self._bundle.labels(sha256).set(1)
+        self._plan.set(plan_version)
+
+    def swap(self, fate: str) -> None:
+        """A new plan was followed (`loaded`, `went_back` to the engine before, `kept` the same) or `refused`."""
+        self._swaps.labels(fate).inc()
+
+    def plan_readable(self, readable: bool) -> None:
+        """Whether Redis gives a plan, or says that there is none."""
+        self._readable.set(readable)
+
+    def ongoing(self, count: int) -> None:
+        """Requests being answered at this moment."""
+        self._ongoing.set(count)
+
+    def threads_lost(self, count: int) -> None:
+        """Threads held by work that never ended."""
+        self._lost.set(count)
+
+    def shed(self, reason: str) -> None:
+        """A request was answered 429: too many `ongoing`, or `lag` before any is looked at."""
+        self._shed.labels(reason).inc()
+
+    def cancelled(self) -> None:
+        """A client went away before its answer."""
+        self._cancelled.inc()
 
     def value(self, name: str, **labels: str) -> float:
         """A sample's present value, 0 when it was never counted."""

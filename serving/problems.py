@@ -73,11 +73,18 @@ def unavailable(detail: str, retry_after_s: int = 1) -> Problem:
     return Problem(503, detail, headers={"Retry-After": str(retry_after_s)})
 
 
+def overloaded(detail: str, retry_after_s: int = 1) -> Problem:
+    """429 with Retry-After."""
+    return Problem(429, detail, headers={"Retry-After": str(retry_after_s)})
+
+
 def from_validation(error: ValidationError) -> Problem:
-    """400 for a body that is not JSON, else 422 with the fields named."""
+    """400 for a body that is not JSON, 413 for too many candidates, else 422 with the fields named."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {found[0]['msg']}")
+    if any(item["type"] == "too_long" and item["loc"] == ("candidates",) for item in found):
+        return Problem(413, "candidates: more than any bundle takes")
     messages: dict[str, list[str]] = {}
     for item in found:
         heard = messages.setdefault(field_path(item["loc"]), [])

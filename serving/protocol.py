@@ -6,7 +6,7 @@ schema says; the engine checks that, and the names and kinds of scores, features
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
@@ -20,6 +20,7 @@ RequestId = Annotated[StrictStr, Field(min_length=1, max_length=128, pattern=r"^
 Source = Literal["generator", "cache", "fallback_score", "fallback_order", "client_fallback"]
 
 MAX_NAMES = 64
+MAX_CANDIDATES = 5000  # whatever the bundle takes: parsing stops here
 MAX_RECENT_EVENTS = 1000
 MAX_FEEDBACK_EVENTS = 1000
 MAX_DEADLINE_MS = 10_000
@@ -50,7 +51,9 @@ class RerankRequest(_Message):
 
     request_id: RequestId | None = Field(None, description="made up by the service when absent; feedback refers to it")
     user_id: Id
-    candidates: list[Candidate] = Field(min_length=1, description="in upstream order; duplicates are answered once")
+    candidates: list[Candidate] = Field(
+        min_length=1, max_length=MAX_CANDIDATES, description="in upstream order; duplicates are answered once"
+    )
     context: dict[Name, FeatureValue] = Field(default_factory=dict, max_length=MAX_NAMES)
     recent_events: list[RecentEventIn] = Field(default_factory=list, max_length=MAX_RECENT_EVENTS)
     length: Annotated[int, Field(strict=True, ge=1)] | None = Field(
@@ -59,18 +62,23 @@ class RerankRequest(_Message):
     deadline_ms: Annotated[float, Field(strict=True, gt=0, le=MAX_DEADLINE_MS, allow_inf_nan=False)] | None = Field(
         None, description="milliseconds until an answer is due, a fallback if need be"
     )
-    explain: Annotated[bool, Field(strict=True)] = Field(False, description="adds each slot's margin; never cached")
+    explain: Annotated[bool, Field(strict=True)] = Field(
+        False, description="adds each slot's logit, margin, runner-up and feature values; never cached"
+    )
     event_timestamp: Moment | None = Field(
         None, description="the request's own time, for replaying logs; only with serving.clock = request"
     )
 
 
 class RankedItem(_Message):
-    """`position` counts from 0. `margin`: logit of the chosen item minus the best other one (explained answers)."""
+    """`position` counts from 0. The rest explains the choice (`explain: true`)."""
 
     id: Id
     position: int
-    margin: float | None = None
+    logit: float | None = Field(None, description="of this item when the slot was filled")
+    margin: float | None = Field(None, description="logit less the runner-up's; absent where no other item was left")
+    runner_up: Id | None = Field(None, description="the item that nearly was here")
+    features: dict[str, Any] | None = Field(None, description="values read for this item; null is missing")
 
 
 class RerankResponse(BaseModel):
@@ -85,6 +93,7 @@ class RerankResponse(BaseModel):
     source: Source
     degraded: list[str] = Field(default_factory=list, description="why the answer is worse than it could be")
     timings_ms: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")
+    user_features: dict[str, Any] | None = Field(None, description="values read for the user (`explain: true`)")
 
     def ids(self) -> list[int | str]:
         """The item ids in order."""

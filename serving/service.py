@@ -1,10 +1,12 @@
-"""What one replica holds: the engine (once it is loaded), the logs, the metrics, a small pool of threads."""
+"""What one replica holds: the engine that answers, the rollout plan it follows, the logs, the metrics, its threads."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import structlog
 
@@ -14,36 +16,50 @@ from serving.clock import wall_clock
 from serving.deadline import Deadline
 from serving.engine import Answer, Engine
 from serving.event_log import FeedbackLog, ServedLog
+from serving.loop_lag import LoopLag
 from serving.metrics import Metrics
+from serving.plan import LastGoodPlan
 from serving.preparation import Prepared
-from serving.problems import unavailable
+from serving.problems import overloaded, unavailable
 from serving.protocol import FeedbackAccepted, FeedbackRequest, RerankRequest, RerankResponse
-from serving.redis_client import RedisFailure
+from serving.redis_client import RedisFailure, request_path_client
+from serving.rollout import PLAN_TIMEOUT_MS, Engines, Load, PlanFollower
+from serving.workers import OverloadedError, StuckError, Workers
 
 log = structlog.get_logger(__name__)
 
-# The engine waits for Redis and releases the interpreter lock in ONNX Runtime: a few threads keep a core busy.
-THREADS = 4
+WRITER_THREADS = 2  # for what waits for Redis off the request path
+WRITER_QUEUE = 256
+FEEDBACK_MS = 1500.0  # our client waits two seconds
+STORE_MS = 1000.0
+# Kept back of a deadline for the fallback's own way to the caller.
+RESERVE_MS, RESERVE_SHARE = 5.0, 0.1
 
 EngineFactory = Callable[[], Engine]
 
 
 class Service:
-    """Create it inside the event loop's process, `start` it in the loop, `close` it at the end."""
+    """Create it inside the event loop's process, `start` it in the loop, `close` it at the end.
 
-    def __init__(self, engine_factory: EngineFactory, settings: Settings) -> None:
+    With `load`, which makes engines of a plan's bundles, it follows the rollout plan.
+    """
+
+    def __init__(self, engine_factory: EngineFactory, settings: Settings, load: Load | None = None) -> None:
         if settings.redis.url is None:
             raise ConfigurationError(
                 "redis.url: serving needs one, for example DEGRE_REDIS__URL=redis://127.0.0.1:6379"
             )
         serving, url = settings.serving, settings.redis.url.get_secret_value()
         self._factory = engine_factory
-        self._engine: Engine | None = None
+        self._engines = Engines()
         self._failure: str | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._ongoing, self._most_ongoing = 0, serving.max_ongoing_requests
+        self._lag, self._most_lag_s = LoopLag(), serving.deadline_ms / 2000
         self.metrics = Metrics()
         self.metrics.ready(False)
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="engine")
+        self._workers = Workers(serving.threads, name="engine", most_waiting=serving.max_ongoing_requests)
+        self._writers = Workers(WRITER_THREADS, name="writer", most_waiting=WRITER_QUEUE)
         self._served = ServedLog(
             url,
             buffer=serving.log_buffer,
@@ -54,25 +70,73 @@ class Service:
         self._feedback = FeedbackLog(
             url, stream_max_length=serving.log_stream_max_length, timeout_ms=serving.redis_timeout_ms
         )
+        self._follower: PlanFollower | None = None
+        if load is not None:
+            kept = None if serving.state_dir is None else LastGoodPlan(serving.state_dir, url)
+            client = request_path_client(url, PLAN_TIMEOUT_MS)
+            self._follower = PlanFollower(client, self._engines, load, self.metrics, kept)
 
     def start(self) -> None:
         """Load the engine in the background; until it is there, `readiness` says why not."""
         self._loading = asyncio.get_running_loop().create_task(self._load())
+        self._lag.start()
 
     def readiness(self) -> str | None:
         """None when requests are taken, else the reason why not."""
-        if self._engine is not None:
+        if self._engines.current is not None:
             return None
         return self._failure or "the bundle is being loaded, verified and warmed up"
 
+    def healthy(self) -> bool:
+        """False when the process should be replaced: too many of its threads are lost to work that never ended."""
+        return self._workers.healthy()
+
+    def status(self) -> dict[str, Any]:
+        """What a ready replica says of itself: its bundle, the plan it follows, the bundle it has refused."""
+        document: dict[str, Any] = {"status": "ready", "bundle": self.engine().bundle.manifest_sha256}
+        if self._follower is not None:
+            plan, refused = self._follower.plan, self._follower.refused
+            document["plan"] = {"version": plan.version if plan else 0, "readable": self._follower.readable()}
+            if refused is not None:
+                document["refused"] = {"bundle": refused.manifest_sha256, "reason": refused.reason}
+        return document
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        self.metrics.ongoing(self._ongoing)
+        self.metrics.threads_lost(self._workers.lost + self._writers.lost)
+        return self.metrics.exposition()
+
     def engine(self) -> Engine:
         """The engine; raises a 503 Problem while there is none."""
-        if self._engine is None:
+        engine = self._engines.current
+        if engine is None:
             raise unavailable(self.readiness() or "not ready")
-        return self._engine
+        return engine
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Around a request, before its body is parsed; raises a 429 Problem when there are more than can be kept up with."""
+        if self._ongoing >= self._most_ongoing:
+            self.metrics.shed("ongoing")
+            raise overloaded(f"{self._most_ongoing} requests are under way (serving.max_ongoing_requests)")
+        if self._lag.sustained_s() > self._most_lag_s:
+            self.metrics.shed("lag")
+            raise overloaded("requests wait too long before they are looked at")
+        self._ongoing += 1
+        try:
+            yield
+        except asyncio.CancelledError:  # Ray Serve cancels the handler when the client goes away
+            self.metrics.cancelled()
+            raise
+        finally:
+            self._ongoing -= 1
 
     async def rerank(self, received: RerankRequest, started: float) -> RerankResponse:
-        """Answer by the deadline: when the engine is not done by then, the fallback answers at once."""
+        """Answer by the deadline: when the engine is not done by then, the fallback answers at once.
+
+        Raises Problem (413 or 422).
+        """
         engine = self.engine()
         prepared = engine.prepare(received)
         deadline = engine.deadline(received, started)
@@ -81,9 +145,11 @@ class Service:
         response = answer.response
         response.timings_ms["parse"] = round(parse_ms, 3)
         if answer.entry is not None:
-            self._pool.submit(engine.store, answer.entry)
+            self._writers.post(partial(engine.store, answer.entry), Deadline(STORE_MS))
         if answer.cache_outcome is not None:
             self.metrics.cache(answer.cache_outcome)
+        if answer.cached_items is not None:
+            self.metrics.items(answer.cached_items, len(prepared.request.candidate_ids))
         self.metrics.answer(response.source, response.degraded, response.timings_ms)
         self._served.append(prepared, response)
         return response
@@ -91,10 +157,10 @@ class Service:
     async def feedback(self, received: FeedbackRequest) -> FeedbackAccepted:
         """Append feedback; raises a 503 Problem unless Redis has taken it."""
         self.engine().check_feedback(received)
-        loop = asyncio.get_running_loop()
+        append = partial(self._feedback.append, received, wall_clock())
         try:
-            await loop.run_in_executor(self._pool, self._feedback.append, received, wall_clock())
-        except RedisFailure as error:
+            await asyncio.wait_for(self._writers.submit(append, Deadline(FEEDBACK_MS)), FEEDBACK_MS / 1000)
+        except (*RedisFailure, TimeoutError, StuckError, OverloadedError) as error:
             self.metrics.feedback("refused")
             log.warning("feedback not taken", error=type(error).__name__, request_id=received.request_id)
             raise unavailable("Redis has not taken the feedback; send it again with the same event ids") from None
@@ -106,26 +172,42 @@ class Service:
         self.metrics.ready(False)
         if self._loading is not None and not self._loading.done():
             self._loading.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._lag.close()
+        if self._follower is not None:
+            self._follower.close()
+        self._workers.close()
+        self._writers.close()
         await asyncio.to_thread(self._served.close)
         self._feedback.close()
-        if self._engine is not None:
-            self._engine.close()
+        self._engines.close()
 
     async def _load(self) -> None:
         try:
-            self._engine = await asyncio.to_thread(self._factory)
+            engine = await asyncio.to_thread(self._factory)
         except Exception as error:  # told by /readyz; the process stays up so that it can be asked
             self._failure = f"the bundle cannot serve: {error}"
             log.exception("bundle cannot serve")
             return
+        self._engines.serve(engine)
+        self.metrics.serving(engine.bundle.manifest_sha256, 0)
         self.metrics.ready(True)
-        log.info("ready", bundle=self._engine.bundle.manifest_sha256)
+        log.info("ready", bundle=engine.bundle.manifest_sha256)
+        if self._follower is not None:
+            self._follower.start()
 
     async def _in_time(self, engine: Engine, prepared: Prepared, deadline: Deadline) -> Answer:
-        work = asyncio.get_running_loop().run_in_executor(self._pool, engine.answer, prepared, deadline)
-        done, _ = await asyncio.wait({work}, timeout=max(deadline.left_s(), 0))
-        if done:
-            return work.result()
-        work.cancel()  # takes effect if it is still queued; if it runs, it stops at its next stage
-        return engine.fall_back(prepared, "deadline", deadline)
+        try:
+            work = self._workers.submit(partial(engine.answer, prepared, deadline), deadline)
+        except StuckError:
+            return engine.fall_back(prepared, "engine_stuck", deadline)
+        except OverloadedError:  # those before it take too long: better a fallback now than one at the deadline
+            return engine.fall_back(prepared, "overloaded", deadline)
+        reserve_s = min(RESERVE_MS, deadline.limit_ms * RESERVE_SHARE) / 1000
+        try:
+            done, _ = await asyncio.wait({work}, timeout=max(deadline.left_s() - reserve_s, 0))
+        finally:
+            # At the deadline, or when the client is gone: still waiting, it is dropped; running, it stops at its next stage.
+            if not work.done():
+                deadline.cancel()
+                work.cancel()
+        return work.result() if done else engine.fall_back(prepared, "deadline", deadline)

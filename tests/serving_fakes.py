@@ -41,6 +41,8 @@ def fake_schema() -> DataSchema:
 class FakeDecoded:
     order: np.ndarray
     margins: np.ndarray
+    logits: np.ndarray | None = None
+    runner_up: np.ndarray | None = None
 
 
 @dataclass

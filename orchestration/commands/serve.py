@@ -21,13 +21,21 @@ def serve(
     redis: Annotated[
         str | None, typer.Option(help="Redis URL; default: the configured one, else a private one")
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="data set whose feature tables are materialised into Redis first", exists=True, file_okay=False
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="configuration file (YAML)")] = None,
 ) -> None:
     """Serve a bundle in the foreground until Ctrl-C.
 
-    Example: degre serve runs/demo/bundle --port 8000 --redis redis://127.0.0.1:6379/0
+    Example: degre serve runs/mixed-large/bundle --features runs/mixed-large/data
     """
     from degre_prod.config import load_settings
+    from orchestration.features.materialize import materialize
+    from orchestration.features.store import default_registry
     from orchestration.redis_server import running_redis
     from serving.deploy import running_service
 
@@ -37,8 +45,10 @@ def serve(
     _stop_once()
     try:
         with running_redis(url) as redis_url:
-            if url is None:
-                typer.echo("No Redis named: a private one, so no user or item has features.", err=True)
+            if features is not None:
+                materialize(features, default_registry(features), redis_url)
+            elif url is None:
+                typer.echo("A private Redis and no --features: no user or item has any.", err=True)
             typer.echo("Starting Ray Serve, about 15 seconds …", err=True)
             with running_service(bundle, settings, redis_url) as base_url:
                 _stop_once()  # Ray has put a handler of its own in place

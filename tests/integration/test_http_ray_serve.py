@@ -19,7 +19,8 @@ from orchestration.features.replay import OnlineFeed
 from orchestration.features.store import open_store
 from orchestration.replay import to_http
 from serving.client import RerankClient
-from serving.deploy import load_engine, running_service
+from serving.deploy import running_service
+from serving.replica import load_engine
 from serving.validation import validate
 
 GENEROUS = {"clock": "request", "port": 0, "redis_timeout_ms": 2000.0, "cpus_per_replica": 0.5}

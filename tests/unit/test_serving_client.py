@@ -57,8 +57,9 @@ def test_an_answer_is_passed_on() -> None:
         ((httpx.ReadError("gone"), httpx.ReadError("gone")), "client_unreachable"),
         ((httpx.ReadTimeout("late"),), "client_timeout"),
         ((httpx.ConnectError("no"), httpx.ReadTimeout("late")), "client_timeout"),
-        ((reply(500),), "client_status_500"),
-        ((reply(503),), "client_status_503"),
+        ((reply(500, {}, "application/problem+json"),), "client_status_500"),
+        ((reply(503, {}, "application/problem+json"),), "client_status_503"),
+        ((reply(500, b"proxy", "text/plain"), reply(500, b"proxy", "text/plain")), "client_status_500"),
         ((reply(429),), "client_status_429"),
         ((reply(200, b"<html>"),), "client_bad_answer"),
         ((reply(200, ANSWER | {"items": []}),), "client_bad_answer"),
@@ -71,8 +72,11 @@ def test_a_service_that_is_away_gives_the_callers_order(replies: tuple[Reply, ..
     assert answer.request_id == "r"
 
 
-def test_a_broken_connection_is_tried_once_more() -> None:
-    answer, taken = play(rerank_steps(REQUEST, 400), httpx.RemoteProtocolError("closed"), reply(200, ANSWER))
+@pytest.mark.parametrize(
+    "broken", [httpx.RemoteProtocolError("closed"), reply(500, b"from the proxy, a replica died", "text/plain")]
+)
+def test_a_broken_connection_is_tried_once_more(broken: Reply) -> None:
+    answer, taken = play(rerank_steps(REQUEST, 400), broken, reply(200, ANSWER))
     assert (answer.source, len(taken)) == ("generator", 2)
 
 

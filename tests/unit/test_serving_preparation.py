@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from serving_fakes import NOW_US, fake_schema
 
 from serving.clock import fixed_clock, from_us, to_us
-from serving.preparation import Prepared, check_feedback, prepare
+from serving.preparation import Prepared, _errors, _plainly_right, check_feedback, prepare
 from serving.problems import Problem
 from serving.protocol import FeedbackRequest, RerankRequest
 
@@ -127,3 +129,22 @@ def test_feedback_that_could_never_be_joined_is_refused(fields: dict[str, Any], 
 
 def test_showing_alone_is_feedback() -> None:
     check_feedback(FeedbackRequest(request_id="r", shown_ids=[1, 2]), fake_schema())
+
+
+_VALUES = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(["new", "desk"])
+_NAMES = st.sampled_from(["upstream", "second", "discount", "badge", "hour", "device", "strange"])
+
+
+@given(
+    ids=st.lists(st.integers(0, 9) | st.sampled_from(["a"]), min_size=2, max_size=4),
+    scores=st.dictionaries(_NAMES, st.none() | st.floats(0, 1), max_size=2),
+    features=st.dictionaries(_NAMES, _VALUES, max_size=2),
+    context=st.dictionaries(_NAMES, _VALUES, max_size=2),
+)
+def test_the_quick_check_agrees_with_the_thorough_one(
+    ids: list[Any], scores: dict[str, Any], features: dict[str, Any], context: dict[str, Any]
+) -> None:
+    candidates = [{"id": i} for i in ids[1:]]
+    candidates[0] |= {"scores": scores, "features": features}
+    received = RerankRequest.model_validate({"user_id": ids[0], "candidates": candidates, "context": context})
+    assert _plainly_right(received, fake_schema()) == (not list(_errors(received, fake_schema())))

@@ -1,0 +1,102 @@
+"""Fuzzing: whatever arrives, no 5xx, no status that OpenAPI does not know, and every list is valid.
+
+`DEGRE_TEST_FUZZ_CASES` (schemathesis) and `DEGRE_TEST_FUZZ_REQUESTS` (valid requests) raise the numbers for a long run:
+2,000 and 10,000 take about three minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import CHECKS
+from serving_fakes import FakeFeatures, fake_engine
+from serving_server import served
+
+from serving.cache import ResultCache
+from serving.protocol import RerankResponse
+from serving.validation import validate
+
+CASES = int(os.environ.get("DEGRE_TEST_FUZZ_CASES", "60"))
+REQUESTS = int(os.environ.get("DEGRE_TEST_FUZZ_REQUESTS", "300"))
+LENIENT = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+KNOWN = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
+
+
+@pytest.fixture(scope="module")
+def service(redis_url: str) -> Iterator[str]:
+    cache = ResultCache(redis_url, ttl_seconds=30, timeout_ms=500)
+    with served(fake_engine(FakeFeatures(), cache=cache), redis_url, max_body_bytes=100_000) as url:
+        yield url
+
+
+@pytest.mark.timeout(900)
+def test_no_server_error_and_no_undocumented_answer(service: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{service}/openapi.json")
+    checks = [CHECKS.get_one(name) for name in KNOWN]
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) == 5
+    sent = 0
+    both = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+    for operation in operations:
+        # What has no parameters has but one case, and no wrong one.
+        modes, most = (both, CASES // 4) if operation.method == "post" else (both[:1], 1)
+        for mode in modes:
+
+            @settings(LENIENT, max_examples=most)
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def send(case: schemathesis.Case) -> None:
+                nonlocal sent
+                sent += 1
+                case.call_and_validate(checks=checks)
+
+            send()
+    assert sent >= CASES
+
+
+@pytest.mark.timeout(900)
+def test_every_answer_to_a_valid_request_is_valid(service: str) -> None:
+    number = st.floats(-1e9, 1e9)
+    candidate = st.fixed_dictionaries(
+        {"id": st.integers(-5, 120)},
+        optional={
+            "scores": st.dictionaries(st.sampled_from(["upstream", "second"]), st.none() | number),
+            "features": st.fixed_dictionaries(
+                {}, optional={"discount": st.none() | number, "badge": st.none() | st.text(max_size=20)}
+            ),
+        },
+    )
+    event = st.fixed_dictionaries(
+        {
+            "item_id": st.integers(-5, 120),
+            "type": st.text(min_size=1, max_size=20),
+            "timestamp": st.datetimes().map(lambda m: m.isoformat() + "Z"),
+        }
+    )
+    body = st.fixed_dictionaries(
+        {"user_id": st.integers(-(2**63), 2**63 - 1), "candidates": st.lists(candidate, min_size=1, max_size=6)},
+        optional={
+            "length": st.integers(1, 9),
+            "deadline_ms": st.floats(0.01, 10_000),
+            "explain": st.booleans(),
+            "context": st.fixed_dictionaries({}, optional={"hour": number, "device": st.text(max_size=9)}),
+            "recent_events": st.lists(event, max_size=5),
+        },
+    )
+    with httpx.Client() as client:
+
+        @settings(LENIENT, max_examples=REQUESTS)
+        @given(body=body)
+        def ask(body: dict[str, object]) -> None:
+            reply = client.post(f"{service}/v1/rerank", json=body)
+            assert reply.status_code == 200, reply.text
+            ids = {c["id"] for c in body["candidates"]}  # type: ignore[attr-defined]
+            answer = RerankResponse.model_validate_json(reply.content)
+            validate(answer.ids(), ids, min(int(str(body.get("length", 3))), 3, len(ids)))
+
+        ask()
