@@ -169,7 +169,7 @@ def test_the_deadline_is_kept_while_features_hang(http_server: HttpServer, clean
             took_ms = (time.perf_counter() - started) * 1000
             assert (answer["source"], answer["degraded"]) == ("fallback_score", ["deadline"])
             assert [i["id"] for i in answer["items"]] == [5, 4, 9]
-            assert 45 <= took_ms < 250
+            assert 45 <= took_ms < 500
             # With every thread stuck the handler still answers, and so does the health check.
             with ThreadPoolExecutor(12) as pool:
                 asked = [
@@ -178,8 +178,10 @@ def test_the_deadline_is_kept_while_features_hang(http_server: HttpServer, clean
                 started = time.perf_counter()
                 assert client.get(f"{url}/healthz").status_code == 200
                 assert time.perf_counter() - started < 0.5
-                assert {f.result().json()["degraded"][0] for f in asked} == {"deadline"}
-            assert metric(url, 'degre_degraded_total{reason="deadline"}') == 13
+                # Once enough calls hang, the rest need not wait for their deadline to know.
+                assert {f.result().json()["degraded"][0] for f in asked} <= {"deadline", "engine_stuck"}
+            counted = [metric(url, f'degre_degraded_total{{reason="{name}"}}') for name in ("deadline", "engine_stuck")]
+            assert sum(counted) == 13
         finally:
             features.gate.set()
 
