@@ -33,8 +33,8 @@ lint: $(STAMP)  ## ruff, mypy, import direction
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(STAMP)  ## every benchmark in bench/, one JSON document each
-	@for file in bench/*.py; do echo "bench: $$file"; $(BIN)/python $$file || exit 1; done
+bench: $(STAMP)  ## decode, features, serving, swaps and faults (about 15 minutes); soak and quality by `degre bench`
+	@for name in decode features serving swaps faults; do echo "bench: $$name"; $(BIN)/degre bench $$name --json || exit 1; done
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -112,7 +112,7 @@ class ServingConfig(_Section):
         8.0, gt=0, description="of a replica; more of them make the service scale up"
     )
     cpus_per_replica: float = Field(0.5, gt=0)
-    threads: int = Field(4, ge=1, description="of a replica; they wait for Redis and share its core")
+    threads: int = Field(2, ge=1, description="of a replica; they wait for Redis and share its core")
     deadline_ms: float = Field(100.0, gt=0, description="default when a request names none")
     max_ongoing_requests: int = Field(64, ge=1, description="of a replica; the next one is shed with 429")
     max_queued_requests: int = Field(64, ge=0, description="connections of a replica waiting beyond twice those")

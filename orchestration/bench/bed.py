@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def replica_urls() -> list[str]:
 
 def readyz(url: str) -> dict[str, Any]:
     """What a replica says of itself."""
-    document: dict[str, Any] = httpx.get(f"{url}/readyz", timeout=5).json()
+    document: dict[str, Any] = _http().get(f"{url}/readyz").json()
     return document
 
 
@@ -102,7 +103,7 @@ def counted(name: str, label: str) -> Counter[str]:
     """A counter of all replicas added up, by the value of its label."""
     total: Counter[str] = Counter()
     for url in replica_urls():
-        for line in httpx.get(f"{url}/metrics", timeout=5).text.splitlines():
+        for line in _http().get(f"{url}/metrics").text.splitlines():
             if found := re.match(rf'{name}\{{{label}="([^"]+)"\}} (\S+)$', line):
                 total[found[1]] += int(float(found[2]))
     return total
@@ -117,14 +118,20 @@ def replica_pids() -> list[int]:
     return [pid for pid in found if os.getpid() in _ancestors(pid, parent)]
 
 
-def until(condition: Callable[[], object], complaint: str, seconds: float = 60.0) -> float:
+def until(condition: Callable[[], object], complaint: str, seconds: float = 60.0, every_s: float = 0.05) -> float:
     """Poll until the condition holds and return the seconds it took; raises ServiceError when it never does."""
     started = time.monotonic()
     while not condition():
         if time.monotonic() - started > seconds:
             raise ServiceError(f"{complaint} after {seconds:.0f} s")
-        time.sleep(0.05)
+        time.sleep(every_s)
     return time.monotonic() - started
+
+
+@cache
+def _http() -> httpx.Client:
+    """One client for all: making one reads certificates for tens of milliseconds, and here is no TLS."""
+    return httpx.Client(timeout=2.0, verify=False)
 
 
 def _ancestors(pid: int, parent: dict[int, int]) -> list[int]:
@@ -137,7 +144,7 @@ def _ancestors(pid: int, parent: dict[int, int]) -> list[int]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+        return _http().get(f"{url}/readyz").status_code == 200
     except httpx.HTTPError:
         return False
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from degre_prod.config import ServingConfig
 from degre_prod.errors import ConfigurationError
 from orchestration.bench import breakages
 from orchestration.bench.bed import Bed, bed, counted, readyz, replica_urls, service, until
@@ -104,19 +105,18 @@ def row(made: Bed, url: str, fault: Fault, seconds: float, rate: float, first: i
         until(lambda: len(load.samples) >= rate, "no answers")
         started = time.monotonic()
         with fault.breakage():
-            time.sleep(seconds)
+            if not fault.replicas_stay:
+                until(lambda: len(replica_urls()) < REPLICAS, "no replica went away", every_s=0.25)
+                until(lambda: len(replica_urls()) == REPLICAS, "the replica did not come back", every_s=0.25)
+                extra["replica_back_s"] = round(time.monotonic() - started, 2)
+            time.sleep(max(started + seconds - time.monotonic(), 0.0))
             if fault.name == "corrupt_bundle":
                 extra["refused_by"] = sum("refused" in readyz(replica) for replica in replica_urls())
         ended = time.monotonic()
         time.sleep(WATCHED_S)
     told = reasons(load.samples)
     given = counted("degre_degraded_total", "reason") - before
-    if not fault.replicas_stay:
-        # Counted from the kill: while it lasts this replica was away.
-        until(lambda: len(replica_urls()) == REPLICAS, "the replica did not come back")
-        extra["replica_back_s"] = round(time.monotonic() - started, 2)
-    deadline_ms = 100.0
-    return judge(load.samples, fault, (started, ended), deadline_ms, told, given) | extra
+    return judge(load.samples, fault, (started, ended), ServingConfig().deadline_ms, told, given) | extra
 
 
 def judge(

@@ -12,7 +12,7 @@ import redis
 from serving_fakes import FakeBundle, FakeFeatures, fake_engine
 
 from orchestration.redis_server import running_redis
-from serving.cache import EPOCH_KEY, ResultCache
+from serving.cache import EPOCH_KEY, ResultCache, cache_key
 from serving.engine import Engine
 from serving.protocol import RerankRequest, RerankResponse
 
@@ -148,3 +148,11 @@ def test_redis_frozen_costs_one_timeout_then_none() -> None:
         assert ask(engine).source == "generator"
         assert 0.04 < first_s < 0.2
         assert time.perf_counter() - started < 0.04
+
+
+def test_an_entry_of_ten_items_takes_less_than_half_a_kilobyte(cache: ResultCache, clean_redis: str) -> None:
+    """Measured as Redis counts it, key included: what sizes `maxmemory`."""
+    key = cache_key("a" * 64, RerankRequest.model_validate_json(json.dumps(REQUEST)), 10)
+    cache.put(key, 1, [f"item-{i:08d}" for i in range(10)], ["unknown_items:3"])
+    with redis.Redis.from_url(clean_redis) as client:
+        assert 100 < client.memory_usage(key) < 512
