@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import re
 import warnings
 from functools import cache
@@ -70,9 +71,12 @@ def apply(store: FeatureStore, built: Definitions) -> None:
 
 @cache
 def _quieten() -> None:
-    """Keep third-party noise off the terminal: deprecations, which importing Feast turns on, and DuckDB's complaint at exit."""
+    """Undo what importing Feast does to a process: deprecations on the terminal, DuckDB's complaint at exit, metrics in files."""
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(ibis|ray|feast)\.")
     atexit.register(_close_duckdb)
+    for name in ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR"):
+        if "feast_metrics_" in os.environ.get(name, ""):
+            del os.environ[name]  # importing Feast sets it; inherited, it would change how our own service counts
 
 
 def _close_duckdb() -> None:
