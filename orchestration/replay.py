@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from degre_prod.config import Settings
 from degre_prod.requests import Request
@@ -123,11 +123,11 @@ def to_http(request: Request, *, explain: bool) -> RerankRequest:
     )
 
 
-def _plain(value: object) -> float | str | None:
+def _plain(value: Any) -> float | str | None:
     """JSON's own types; NaN is missing."""
     if value is None or isinstance(value, str):
         return value
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     return None if number != number else number
 
 

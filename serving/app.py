@@ -100,6 +100,7 @@ def create_app(engine_factory: EngineFactory, settings: Settings, load: Load | N
     async def not_found(_: Request, error: HTTPException) -> Response:
         return _problem(Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})))
 
+    # FastAPI's own documented way to extend the schema.
     app.openapi = lambda: _openapi(app, service, settings)  # type: ignore[method-assign]
     return app
 

@@ -112,7 +112,7 @@ def pooled_leaves(
 
 
 def keep_best(pool: Leaves, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best distinct lists of each request, (B, keep, L) and (B, keep); short of distinct ones the best is repeated with -inf."""
+    """The best distinct lists of each request, (B, keep, L) and (B, keep); short of them a leaf fills up, with -inf."""
     lists, utility = pool.lists.numpy(), pool.utility.numpy()
     out = np.repeat(lists[:, :1], keep, axis=1)
     worth = np.full(out.shape[:2], -np.inf, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def swap_under_load(made: Bed, url: str, swaps: int, rate: float, replicas: int)
             weights[sha] = bundle
             order.append(sha)
             publish_plan(client, [PlanArm(bundle_uri=str(folder), manifest_sha256=sha)], expected_version=swap)
-            took_s.append(until(lambda sha=sha: _serving(sha, replicas), f"swap {swap} was not followed"))  # type: ignore[misc]
+            took_s.append(until(partial(_serving, sha, replicas), f"swap {swap} was not followed"))
         sent = len(load.samples)
         until(lambda: len(load.samples) >= sent + rate, "no answers after the last swap")
     expected = {
