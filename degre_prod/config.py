@@ -135,6 +135,20 @@ class ServingConfig(_Section):
     log_stream_max_length: int = Field(1_000_000, ge=1)
 
 
+class CollectConfig(_Section):
+    """From Redis Streams to the impression log."""
+
+    window_seconds: float = Field(1800.0, gt=0, description="feedback later than this after its list is late")
+    grace_seconds: float = Field(120.0, ge=0, description="how much longer a list waits for deliveries under way")
+    remember_seconds: float = Field(
+        86_400.0, gt=0, description="how long after a list was written its late feedback is told from a stranger's"
+    )
+    every_seconds: float = Field(30.0, gt=0, description="pause between passes of a collector that keeps running")
+    retention_days: int | None = Field(
+        None, ge=1, description="collected days older than this are deleted; kept when absent"
+    )
+
+
 class Settings(BaseSettings):
     """The whole tree. The constructor takes its arguments and nothing else: `load_settings` reads file and environment."""
 
@@ -148,6 +162,7 @@ class Settings(BaseSettings):
     generator: GeneratorConfig = GeneratorConfig()
     redis: RedisConfig = RedisConfig()
     serving: ServingConfig = ServingConfig()
+    collect: CollectConfig = CollectConfig()
 
     @classmethod
     def settings_customise_sources(

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from degre_prod.errors import DegreError
-from orchestration.commands import bench, data, features, pipeline, serve
+from orchestration.commands import bench, data, features, loop, pipeline, serve
 
 INTERRUPTED = 130
 
@@ -26,6 +26,8 @@ app.command("evaluate")(pipeline.evaluate)
 app.add_typer(pipeline.bundle_app, name="bundle")
 app.command("serve")(serve.serve)
 app.command("rerank")(serve.rerank)
+app.command("collect")(loop.collect)
+app.command("forget")(loop.forget)
 app.add_typer(bench.app, name="bench")
 
 

@@ -29,9 +29,14 @@ RETRY_S = (0.1, 2.0)  # first and longest pause while Redis is away
 CLOSE_S = 2.0
 
 
+def shard_key(kind: str, shard: int) -> str:
+    """`degre:served:{shard}` or `degre:feedback:{shard}`."""
+    return f"degre:{kind}:{shard}"
+
+
 def stream_key(kind: str, request_id: str) -> str:
-    """`degre:served:{shard}` or `degre:feedback:{shard}`; a list and its feedback share the shard number."""
-    return f"degre:{kind}:{crc32(request_id.encode()) % SHARDS}"
+    """The stream of a request's records: a list and its feedback share the shard number."""
+    return shard_key(kind, crc32(request_id.encode()) % SHARDS)
 
 
 def served_record(prepared: Prepared, response: RerankResponse) -> dict[str, Any]:

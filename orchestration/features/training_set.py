@@ -86,9 +86,12 @@ def _shards(log: Path, rows: int) -> tuple[int, Iterator[pa.Table]]:
     if absent := [n for n in ("user_id", "candidate_ids", "event_timestamp") if n not in source.schema.names]:
         raise DataError(f"the log has no column {', '.join(absent)}", file=str(log))
 
+    # A list whose showing nothing confirmed is not trained on; logs from elsewhere have no such column.
+    shown = ds.field("confirmed").is_null() | ds.field("confirmed") if "confirmed" in source.schema.names else None
+
     def tables() -> Iterator[pa.Table]:
         held = source.schema.empty_table()
-        for batch in source.to_batches(batch_size=rows, batch_readahead=1, fragment_readahead=1):
+        for batch in source.to_batches(batch_size=rows, batch_readahead=1, fragment_readahead=1, filter=shown):
             held = pa.concat_tables([held, pa.Table.from_batches([batch])])
             while held.num_rows >= rows:
                 yield held.slice(0, rows).combine_chunks()
@@ -96,7 +99,7 @@ def _shards(log: Path, rows: int) -> tuple[int, Iterator[pa.Table]]:
         if held.num_rows:
             yield held.combine_chunks()
 
-    return source.count_rows(), tables()
+    return source.count_rows(filter=shown), tables()
 
 
 def _write_part(path: Path, shard: pa.Table, store: FeatureStore, schema: DataSchema) -> None:

@@ -1,0 +1,1 @@
+"""From Redis Streams to the impression log: served lists joined with their feedback, nothing lost, nothing twice."""
