@@ -149,6 +149,22 @@ class CollectConfig(_Section):
     )
 
 
+class GatesConfig(_Section):
+    """What a candidate must show before it may serve."""
+
+    min_requests: int = Field(1000, ge=1, description="usable requests in the training data")
+    max_missing_rise: float = Field(0.1, ge=0, le=1, description="of a feature's missing share, newest data over training")
+    max_psi: float = Field(0.5, gt=0, description="population stability index of a feature")
+    max_feedback_ratio: float = Field(3.0, gt=1, description="feedback a list, newest data over before, either way")
+    max_calibration_error: float = Field(0.05, gt=0)
+    min_rank_quality: float = Field(0.55, ge=0, le=1, description="AUC of the new evaluator on held-out feedback")
+    min_champion_rank_quality: float = Field(0.5, ge=0, le=1, description="AUC of the champion's evaluator there")
+    max_value_loss: float = Field(0.01, ge=0, description="of the champion's judged value")
+    min_effective_samples: float = Field(200.0, gt=0, description="below it an off-policy estimate decides nothing")
+    max_latency_ratio: float = Field(1.5, gt=0, description="candidate's decoding time over the champion's")
+    min_coverage_ratio: float = Field(0.5, ge=0, description="items shown, candidate's over the champion's")
+
+
 class Settings(BaseSettings):
     """The whole tree. The constructor takes its arguments and nothing else: `load_settings` reads file and environment."""
 
@@ -163,6 +179,7 @@ class Settings(BaseSettings):
     redis: RedisConfig = RedisConfig()
     serving: ServingConfig = ServingConfig()
     collect: CollectConfig = CollectConfig()
+    gates: GatesConfig = GatesConfig()
 
     @classmethod
     def settings_customise_sources(

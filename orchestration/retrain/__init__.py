@@ -1,0 +1,1 @@
+"""From collected logs to a candidate bundle that has passed its gates."""
