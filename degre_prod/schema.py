@@ -18,11 +18,20 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from degre_prod.constraints.spec import StandingConstraints
 from degre_prod.errors import SchemaError, explain
 
 Kind = Literal["numeric", "categorical", "vector", "id_sequence"]
@@ -94,6 +103,9 @@ class DataSchema(_Frozen):
     )
     validation_start: datetime | None = None
     test_start: datetime | None = None
+    constraints: StandingConstraints = Field(
+        StandingConstraints(), description="hold in mining, targets, training and serving alike"
+    )
 
     @property
     def logged_length(self) -> int:
@@ -133,6 +145,34 @@ class DataSchema(_Frozen):
         if self.validation_start and self.test_start and self.validation_start > self.test_start:
             raise ValueError("validation_start lies after test_start")
         return self
+
+    @model_validator(mode="after")
+    def _constraints_fit(self) -> DataSchema:
+        item, own = (
+            {f.name for f in features if f.kind == "categorical"}
+            for features in (self.item.features, self.candidate_features)
+        )
+        for name in self.constraints.columns:
+            if name in item and name in own:
+                raise ValueError(f"constraints: {name} is an item feature and a candidate feature; rename one of them")
+            if name not in item | own:
+                known = ", ".join(sorted(item | own)) or "none is declared"
+                raise ValueError(f"constraints: {name} is no categorical feature of items or candidates ({known})")
+        if sum_of := [
+            f"{by} ({due})"
+            for by in self.constraints.columns
+            if (due := sum(q.min for q in self.constraints.quotas if q.by == by)) > self.list_length
+        ]:
+            raise ValueError(f"constraints: quotas demand more items than a list has slots: {', '.join(sum_of)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_constraints(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No constraints are left out: such a schema keeps the text and the hash it had before there were any."""
+        out: dict[str, Any] = handler(self)
+        if not self.constraints:
+            out.pop("constraints", None)
+        return out
 
     def to_yaml(self) -> str:
         """YAML text that `load_schema` reads back to an equal schema."""
