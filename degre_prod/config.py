@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -54,14 +54,19 @@ class RayConfig(_Section):
 class EvaluatorConfig(_Section):
     """Lookahead Evaluator."""
 
-    prefix_state: Literal["additive", "attention"] = "additive"
+    head: Literal["count_markov", "continuation", "step"] = "count_markov"
+    prefix_state: Literal["auto", "additive", "attention"] = Field(
+        "auto", description="auto trains both and keeps the one with the lower validation loss"
+    )
+    members: int = Field(1, ge=1, description="of the ensemble; several for logs that show little variety")
     width: int = Field(32, ge=4, multiple_of=2, description="D; two attention heads share it")
     layers: int = Field(2, ge=1, description="Transformer layers over slots (attention only)")
-    epochs: int = Field(14, ge=1)
+    epochs: int = Field(8, ge=1, description="of the additive form")
+    attention_epochs: int = Field(8, ge=1, description="of the attention form")
     batch_size: int = Field(512, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
-    min_steps: int = Field(800, ge=1, description="optimiser steps at least: a small log gets more epochs")
+    min_steps: int = Field(470, ge=1, description="optimiser steps of `epochs` at least: a small log gets more epochs")
     togo_steps: int = Field(400, ge=1, description="optimiser steps of the value-to-go network")
     seed: int = 0
 
@@ -72,7 +77,14 @@ class MiningConfig(_Section):
     requests: int = Field(3000, ge=1, description="training requests to mine, the newest ones")
     beam_width: int = Field(8, ge=1, description="K, of each of the two beams")
     keep: int = Field(4, ge=1, description="lists kept per request")
-    replan_width: int = Field(4, ge=1, description="beam width of the re-plan from logged prefixes")
+    replan_width: int = Field(4, ge=1, description="beam width of the re-plan in on-policy rounds")
+    beams: Literal["union", "prefix"] = Field(
+        "union", description="union: by U and by U + G; prefix: by U alone, the paper's"
+    )
+    trust_region: int | None = Field(
+        None, ge=1, description="place only the first so many candidates by prior rank; any when absent"
+    )
+    pessimism: float = Field(0.0, ge=0, description="κ: lists are scored by mean − κ·std over evaluator.members")
     shard_size: int = Field(256, ge=1, description="requests per output file")
     chunk_size: int = Field(32, ge=1, description="requests expanded together")
 
@@ -82,6 +94,7 @@ class GeneratorConfig(_Section):
 
     width: int = Field(64, ge=4, multiple_of=4, description="D; four attention heads share it")
     encoder_layers: int = Field(1, ge=1)
+    decoder: Literal["gru", "attention"] = Field("gru", description="what remembers the list so far")
     epochs: int = Field(16, ge=1)
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
@@ -90,6 +103,22 @@ class GeneratorConfig(_Section):
     alpha: float = Field(0.5, ge=0, description="weight of KL(q ‖ p) beside the cross-entropy")
     tau_q: float = Field(0.3, gt=0, description="temperature of the soft labels")
     tau_w: float = Field(0.1, gt=0, description="temperature of the list weights, in units of mean utility")
+    on_policy_rounds: int = Field(
+        0, ge=0, description="times that training pauses to mine the generator's own lists and goes on with them added"
+    )
+    seed: int = 0
+
+
+class JudgeConfig(_Section):
+    """The judge of whole lists, for measuring; the epoch with the lowest held-out loss is kept."""
+
+    width: int = Field(32, ge=4, multiple_of=4, description="D; four attention heads share it")
+    layers: int = Field(2, ge=1)
+    epochs: int = Field(7, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    min_steps: int = Field(800, ge=1, description="optimiser steps at least: a small log gets more epochs")
     seed: int = 0
 
 
@@ -111,11 +140,15 @@ class ServingConfig(_Section):
     target_ongoing_requests: float = Field(
         8.0, gt=0, description="of a replica; more of them make the service scale up"
     )
+    scale_up_seconds: float = Field(
+        5.0, gt=0, description="ongoing requests are averaged over these, and must be too many for as long"
+    )
+    scale_down_seconds: float = Field(120.0, ge=0, description="ongoing requests must be too few for as long")
     cpus_per_replica: float = Field(0.5, gt=0)
     threads: int = Field(2, ge=1, description="of a replica; they wait for Redis and share its core")
     deadline_ms: float = Field(100.0, gt=0, description="default when a request names none")
     max_ongoing_requests: int = Field(64, ge=1, description="of a replica; the next one is shed with 429")
-    max_queued_requests: int = Field(64, ge=0, description="connections of a replica waiting beyond twice those")
+    max_queued_requests: int = Field(64, ge=0, description="of a replica beyond those, their bodies still arriving")
     drain_seconds: float = Field(10.0, gt=0, description="for requests under way when a replica stops")
     state_dir: Path | None = Field(None, description="where the last good rollout plan is kept; nowhere when absent")
     max_body_bytes: int = Field(1_000_000, ge=1)
@@ -149,11 +182,21 @@ class CollectConfig(_Section):
     )
 
 
+# The published method's own choices where ours differ (METHOD §2-5): what `mode: paper` puts in the place of defaults.
+PAPER: dict[str, dict[str, Any]] = {
+    "evaluator": {"prefix_state": "attention", "head": "continuation"},
+    "mining": {"beams": "prefix"},
+    "generator": {"targets": "one_step", "decoder": "attention"},
+}
+
+
 class GatesConfig(_Section):
     """What a candidate must show before it may serve."""
 
     min_requests: int = Field(1000, ge=1, description="usable requests in the training data")
-    max_missing_rise: float = Field(0.1, ge=0, le=1, description="of a feature's missing share, newest data over training")
+    max_missing_rise: float = Field(
+        0.1, ge=0, le=1, description="of a feature's missing share, newest data over training"
+    )
     max_psi: float = Field(0.5, gt=0, description="population stability index of a feature")
     max_feedback_ratio: float = Field(3.0, gt=1, description="feedback a list, newest data over before, either way")
     max_calibration_error: float = Field(0.05, gt=0)
@@ -170,12 +213,16 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="DEGRE_", env_nested_delimiter="__")
 
+    mode: Literal["default", "paper"] = Field(
+        "default", description="`paper`: the published method wherever nothing else is set explicitly"
+    )
     data: DataConfig = DataConfig()
     ray: RayConfig = RayConfig()
     scaling: ScalingConfig = ScalingConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
     mining: MiningConfig = MiningConfig()
     generator: GeneratorConfig = GeneratorConfig()
+    judge: JudgeConfig = JudgeConfig()
     redis: RedisConfig = RedisConfig()
     serving: ServingConfig = ServingConfig()
     collect: CollectConfig = CollectConfig()
@@ -192,6 +239,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments over defaults: a copy with one value changed must not meet the environment a second time."""
         return (init_settings,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        """What the mode presets, under what is set explicitly."""
+        if not isinstance(values, dict) or values.get("mode") != "paper":
+            return values
+        explicit = {k: v.model_dump(exclude_unset=True) if isinstance(v, BaseModel) else v for k, v in values.items()}
+        return merge(PAPER, explicit)
 
 
 def valid_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
@@ -233,7 +289,17 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
                 problems.append(_unknown(dotted, dotted, keys))
     if problems:
         raise ConfigurationError("configuration: " + "; ".join(problems))
+    if settings.mining.pessimism > 0 and settings.evaluator.members == 1:
+        raise ConfigurationError(
+            f"configuration: mining.pessimism {settings.mining.pessimism:g} weighs how far members disagree, and "
+            "evaluator.members is 1; set it to 3, or the pessimism to 0"
+        )
     return settings
+
+
+def paper_settings(settings: Settings) -> Settings:
+    """The same settings in the mode `paper`; what was set explicitly stays. A dump of all values counts as explicit."""
+    return Settings(**settings.model_dump(exclude_unset=True) | {"mode": "paper"})
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

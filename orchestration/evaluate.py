@@ -46,10 +46,12 @@ def _evaluate(run: Run) -> dict[str, Any]:
     import torch
 
     from degre_prod.bundle import load_bundle
+    from degre_prod.bundle.load import standing_rules
     from degre_prod.encoding.splits import split_rows
     from degre_prod.encoding.store import load_encoded
     from degre_prod.evaluation import methods
     from degre_prod.evaluation.metrics import calibration, first_positive, mean_interval, reciprocal_ranks
+    from degre_prod.mining.record import mining_rules
     from degre_prod.training.modules import load_evaluator, load_pointwise
 
     torch.set_num_threads(1)
@@ -67,8 +69,16 @@ def _evaluate(run: Run) -> dict[str, Any]:
             lists["last_interacted_first"] = methods.last_interacted_first(
                 [r.request.candidate_ids for r in rows], [r.request.recent_events for r in rows], L
             )
-        lists["generator"] = methods.generator_lists(bundle, test, L, progress)
-        lists["beam"] = methods.beam_lists(evaluator, test, L, run.settings.mining.beam_width, progress).lists
+        rules = [standing_rules(schema, r.request, r.items, L, bundle.trust_region) for r in rows]
+        lists["generator"] = methods.generator_lists(bundle, test, L, progress, rules)
+        lists["beam"] = methods.beam_lists(
+            evaluator,
+            test,
+            L,
+            run.settings.mining.beam_width,
+            progress,
+            lambda requests: mining_rules(bundle.encoder.spec, test, requests, run.settings.mining),
+        ).lists
     believed = {name: methods.believed_utility(evaluator, test, value) for name, value in lists.items()}
     positive = first_positive(test)
     measures: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from degre_prod.errors import MismatchError
 from degre_prod.schema import load_schema
 from orchestration.run import Run
 
-_FORMAT = 2  # part of every hash: raise it when the same inputs give other outputs
+_FORMAT = 3  # part of every hash: raise it when the same inputs give other outputs
 WARMUP_REQUESTS = 32
 
 
@@ -48,11 +48,19 @@ def train_evaluator(run: Run) -> None:
 def mine(run: Run) -> None:
     """High-value unexposed lists of training requests, on the worker group."""
     from degre_prod.mining.mine import mine as task
+    from degre_prod.mining.record import read_record
 
     settings = run.settings.mining.model_dump()
     key = digest("mined", _FORMAT, made_from(run.encoded), made_from(run.evaluator), settings)
     config = {"encoded": str(run.encoded), "evaluator": str(run.evaluator), "mining": settings}
     _on_group(run, task, run.mined, key, "mining", config)
+    record = read_record(run.mined)
+    if record.infeasible:
+        print(
+            f"mining: {record.infeasible} of {record.mined + record.infeasible} requests have no list that obeys the "
+            "constraints in schema.yaml and the trust region; they were left out",
+            file=sys.stderr,
+        )
 
 
 def train_generator(run: Run) -> None:
@@ -69,6 +77,7 @@ def train_generator(run: Run) -> None:
     settings = run.settings.generator.model_dump()
     key = digest("generator", _FORMAT, mined_key, settings)
     config = {"encoded": str(run.encoded), "mined": str(run.mined), "generator": settings}
+    config |= {"evaluator": str(run.evaluator), "mining": run.settings.mining.model_dump()}  # for on-policy rounds
     _on_group(run, task, run.generator, key, "generator", config)
 
 
@@ -81,6 +90,7 @@ def build_bundle(run: Run) -> None:
     from degre_prod.encoding.encoder import load_encoder
     from degre_prod.encoding.splits import split_rows
     from degre_prod.encoding.store import load_encoded
+    from degre_prod.mining.record import read_record
     from degre_prod.training.export import Lineage, write_bundle
     from degre_prod.training.modules import load_generator
 
@@ -105,6 +115,7 @@ def build_bundle(run: Run) -> None:
             training_window=(_moment(times.min()), _moment(times.max())),
             metrics={"generator_validation_loss": min(r["validation"] for r in curves)},
         ),
+        trust_region=read_record(run.mined).trust_region,
     )
 
 

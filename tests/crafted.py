@@ -16,8 +16,10 @@ from torch import Tensor
 from degre_prod.encoding.encoder import Encoder, save_encoder
 from degre_prod.encoding.fit import fit_encoder
 from degre_prod.encoding.store import EncodedSet, load_encoded, save_encoded
-from degre_prod.models.evaluator import EvaluatorSpec, LookaheadEvaluator
+from degre_prod.models.decoders import DecoderForm
+from degre_prod.models.evaluator import LookaheadEvaluator
 from degre_prod.models.generator import Generator, GeneratorSpec
+from degre_prod.models.member import EvaluatorSpec
 from degre_prod.requests import FeatureColumns, RecentEvent, Request
 from degre_prod.schema import DataSchema, Feature, FeatureTable, Objective
 from degre_prod.training.data import TensorBatch
@@ -143,19 +145,30 @@ def crafted(folder: Path, counts: Sequence[int] = (N,) * 8, seed: int = 0, **cha
     return Crafted(known, encoder, load_encoded(folder / "train"))
 
 
-def evaluator(encoder: Encoder, form: str = "additive", *, seed: int = 0, scale: float = 0.3) -> LookaheadEvaluator:
+def evaluator(
+    encoder: Encoder,
+    form: str = "additive",
+    *,
+    head: str = "count_markov",
+    members: int = 1,
+    pessimism: float = 0.0,
+    seed: int = 0,
+    scale: float = 0.3,
+) -> LookaheadEvaluator:
     """Random weights, wide enough apart that every list has a value of its own; slot weights fall from 1."""
     layout, of = encoder.layout(), encoder.schema
     slots = np.arange(1, of.list_length + 1)
     weights = tuple(tuple(float(o.weight / s) for s in slots) for o in of.objectives)
     once = tuple(o.at_most_one for o in of.objectives)
-    model = LookaheadEvaluator(EvaluatorSpec(layout, form, 8, 2, once, weights, mean_utility=0.7))
-    return _randomised(model, seed, scale).eval()
+    spec = EvaluatorSpec(layout, form, 8, 2, once, weights, mean_utility=0.7, head=head, members=members)
+    return _randomised(LookaheadEvaluator(spec, pessimism=pessimism), seed, scale).eval()
 
 
-def generator(encoder: Encoder, *, width: int = 16, seed: int = 0, scale: float = 0.3) -> Generator:
+def generator(
+    encoder: Encoder, *, decoder: DecoderForm = "gru", width: int = 16, seed: int = 0, scale: float = 0.3
+) -> Generator:
     """Random weights, far enough from the usual start that logits differ."""
-    return _randomised(Generator(GeneratorSpec(encoder.layout(), width, 1)), seed, scale).eval()
+    return _randomised(Generator(GeneratorSpec(encoder.layout(), width, 1, decoder)), seed, scale).eval()
 
 
 def _randomised(model: Any, seed: int, scale: float) -> Any:

@@ -1,7 +1,7 @@
 """The price of asking the evaluator. One call = one (prefix, next item) value by one network.
 
-Values from a cached prefix state count like any other, values to go count once more, candidates that are masked
-afterwards count too: they were computed.
+Each member of an ensemble has networks of its own, so it costs as many evaluators. Values from a cached prefix state count
+like any other, values to go count once more, candidates that are masked afterwards count too: they were computed.
 """
 
 from __future__ import annotations
@@ -29,30 +29,33 @@ class CountingEvaluator(LookaheadEvaluator):
     """The same evaluator, in evaluation mode, noting every value it gives."""
 
     def __init__(self, model: LookaheadEvaluator, calls: Calls) -> None:
-        super().__init__(model.spec)
+        super().__init__(model.spec, pessimism=model.pessimism)
         self.load_state_dict(model.state_dict())
         self.requires_grad_(False)
         self.eval()
         self._calls = calls
 
     def utilities(self, batch: Batch, lists_BL: Tensor) -> Tensor:
-        """As the evaluator's own; B · L calls."""
-        self._calls.add(lists_BL.numel())
+        """As the evaluator's own; B · L calls a member."""
+        self._note(lists_BL.numel())
         return super().utilities(batch, lists_BL)
 
     def to_go(self, batch: Batch, lists_BL: Tensor) -> Tensor:
-        """As the evaluator's own; B · L calls."""
-        self._calls.add(lists_BL.numel())
+        """As the evaluator's own; B · L calls a member."""
+        self._note(lists_BL.numel())
         return super().to_go(batch, lists_BL)
 
     def expand(self, prepared: Prepared, beams: Beams, *, to_go: bool) -> tuple[Tensor, Tensor | None]:
-        """As the evaluator's own; B · K · C calls, twice as many where the value to go is asked as well."""
+        """As the evaluator's own; B · K · C calls a member, twice as many where the value to go is asked as well."""
         U, score = super().expand(prepared, beams, to_go=to_go)
         last = beams.length + 1 >= self.spec.layout.list_length
-        self._calls.add(U.numel() * (2 if to_go and not last else 1))
+        self._note(U.numel() * (2 if to_go and not last else 1))
         return U, score
 
     def advance(self, prepared: Prepared, beams: Beams, parent_BK: Tensor, item_BK: Tensor) -> Beams:
-        """As the evaluator's own; B · K calls, for the chosen children's values are computed again."""
-        self._calls.add(item_BK.numel())
+        """As the evaluator's own; B · K calls a member, for the chosen children's values are computed again."""
+        self._note(item_BK.numel())
         return super().advance(prepared, beams, parent_BK, item_BK)
+
+    def _note(self, values: int) -> None:
+        self._calls.add(values * self.spec.members)

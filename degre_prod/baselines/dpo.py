@@ -1,11 +1,15 @@
-"""Preference pairs in the manner of GReF: supervised start from logs, then DPO (Rafailov et al. 2023) on lists.
+"""Preference pairs in the manner of GReF (2025): supervised start from logs, then DPO (Rafailov et al. 2023) on lists.
 
-A pair is the best and the worst of a group by the evaluator; the reference policy is the supervised start.
+Taken: an autoregressive generator pretrained on logged lists, post-training by direct preference optimisation against the
+frozen start, a pair being the best and the worst list of a group drawn from the policy. Different: the evaluator ranks
+the lists instead of a user-feedback score of theirs, lists are drawn anew at every step (on-policy DPO), and the network is
+the Online Generator with no ordered multi-token prediction, which serves speed.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,29 +17,50 @@ from torch.nn import functional as F
 
 from degre_prod.baselines.calls import Calls
 from degre_prod.baselines.click_to_top import train_click_to_top
+from degre_prod.baselines.graded import Graded, Learning, train_policy
 from degre_prod.baselines.material import Material, Ranker
-from degre_prod.baselines.policy import Graded, PointerPolicy, train_policy
+from degre_prod.baselines.policy import PointerPolicy, step_logp
 from degre_prod.models.generator import Generator
-from degre_prod.training.data import TensorBatch
-
-BETA = 0.1
 
 
-def dpo(material: Material, calls: Calls) -> Ranker:
+@dataclass(frozen=True)
+class DpoConfig(Learning):
+    """`beta`: how dear it is to leave the reference, the larger the dearer."""
+
+    beta: float = 0.1
+
+
+TRIALS: tuple[DpoConfig, ...] = (
+    DpoConfig(),
+    DpoConfig(beta=0.02),
+    DpoConfig(learning_rate=3e-3),
+    DpoConfig(learning_rate=3e-3, beta=0.02),
+)
+
+
+def dpo(material: Material, calls: Calls, config: DpoConfig = TRIALS[0]) -> Ranker:
     """Click-to-top, then preference pairs."""
     start = train_click_to_top(material)
     reference = copy.deepcopy(start).requires_grad_(False)
+    policy = PointerPolicy(start)
     return train_policy(
-        material, calls, PointerPolicy(start), lambda batch, graded: preference(reference, batch, graded)
+        material,
+        calls,
+        policy,
+        lambda graded: preference(reference, graded, config.beta),
+        config,
+        choose=best_and_worst,
     )
 
 
-def preference(reference: Generator, batch: TensorBatch, graded: Graded) -> Tensor:
-    """loss_B = −log σ(β · (how much more the policy prefers the better list than the reference does))."""
-    pair = torch.stack([graded.utility.argmax(1), graded.utility.argmin(1)], dim=1)
-    lists = graded.lists.gather(1, pair.unsqueeze(-1).expand(-1, -1, graded.lists.shape[-1]))
+def best_and_worst(utility_BG: Tensor) -> Tensor:
+    """index_B2 of the highest and the lowest utility."""
+    return torch.stack([utility_BG.argmax(1), utility_BG.argmin(1)], dim=1)
+
+
+def preference(reference: Generator, graded: Graded, beta: float) -> Tensor:
+    """loss_B = −log σ(β · (how much more the policy prefers the first list to the second than the reference does))."""
     with torch.no_grad():
-        logits = reference.teacher_forced(batch, lists)
-        base = F.log_softmax(logits, dim=-1).gather(-1, lists.unsqueeze(-1)).squeeze(-1).sum(-1)
-    gain = graded.logp.sum(-1).gather(1, pair) - base
-    return -F.logsigmoid(BETA * (gain[:, 0] - gain[:, 1]))
+        base = step_logp(reference.teacher_forced(graded.batch, graded.lists), graded.lists)
+    gain = (graded.logp - base).sum(-1)
+    return -F.logsigmoid(beta * (gain[:, 0] - gain[:, 1]))

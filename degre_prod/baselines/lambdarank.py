@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+
 import numpy as np
 import torch
 
@@ -11,10 +13,27 @@ from degre_prod.encoding.store import CANDIDATE_ARRAYS, REQUEST_ARRAYS, EncodedS
 from degre_prod.errors import ConfigurationError
 from degre_prod.training.data import TensorBatch
 
-ROUNDS, PATIENCE = 500, 30
+ROUNDS, PATIENCE = 1000, 50
 
 
-def lambdarank(material: Material, _: Calls) -> Ranker:
+@dataclass(frozen=True)
+class LambdaRankConfig:
+    """LightGBM's own names; at most `ROUNDS` trees, fewer when held-out NDCG stops rising for `PATIENCE` of them."""
+
+    learning_rate: float = 0.05
+    num_leaves: int = 31
+    min_data_in_leaf: int = 20
+
+
+TRIALS: tuple[LambdaRankConfig, ...] = (
+    LambdaRankConfig(),
+    LambdaRankConfig(min_data_in_leaf=200),
+    LambdaRankConfig(learning_rate=0.02, num_leaves=15, min_data_in_leaf=100),
+    LambdaRankConfig(num_leaves=63, min_data_in_leaf=100),
+)
+
+
+def lambdarank(material: Material, _: Calls, config: LambdaRankConfig = TRIALS[0]) -> Ranker:
     """Learn to rank what was shown by its feedback; the number of trees by held-out NDCG.
 
     Raises ConfigurationError without lightgbm.
@@ -32,8 +51,7 @@ def lambdarank(material: Material, _: Calls) -> Ranker:
             "objective": "lambdarank",
             "metric": "ndcg",
             "eval_at": [material.layout.list_length],
-            "learning_rate": 0.05,
-            "num_leaves": 31,
+            **asdict(config),
             "num_threads": 1,
             "deterministic": True,
             "seed": material.seed,

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from degre_prod.baselines.calls import Calls
 from degre_prod.config import GeneratorConfig
 from degre_prod.encoding.encoder import Layout
 from degre_prod.encoding.store import EncodedSet
@@ -47,17 +46,17 @@ class Material:
     seed: int
 
 
-Method = Callable[[Material, Calls], Ranker]
+Method = Callable[..., Ranker]  # (material, calls), and of the tunable ones a configuration, see registry.TRIALS
 
 
-def train_on_logs(material: Material, model: nn.Module, loss: Loss, *, learning_rate: float) -> None:
+def train_on_logs(material: Material, model: nn.Module, loss: Loss, *, epochs: int, learning_rate: float) -> None:
     """Train on every logged training request; `loss` is given indices as `resolve` reads them."""
     learn(
         model,
         loss,
         np.arange(len(material.train)),
         -1 - np.arange(len(material.validation)),
-        Schedule(LOG_EPOCHS, LOG_BATCH, learning_rate, material.generator.weight_decay, material.seed),
+        Schedule(epochs, LOG_BATCH, learning_rate, material.generator.weight_decay, material.seed),
     )
 
 

@@ -7,6 +7,8 @@ score, scaled to 0 … 1 within the request; similarity is the cosine of the ite
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,35 +16,39 @@ from torch.nn import functional as F
 
 from degre_prod.baselines.calls import Calls, CountingEvaluator
 from degre_prod.baselines.material import Material, Ranker, batches, cut, utilities_of
-from degre_prod.baselines.pointwise import train_pointwise
+from degre_prod.baselines.pointwise import TRIALS as SCORERS
+from degre_prod.baselines.pointwise import PointwiseConfig, train_pointwise, worth_of
 from degre_prod.encoding.store import EncodedSet
-from degre_prod.models.pointwise import PointwiseScorer
+from degre_prod.training.data import TensorBatch
 
-TRADE_OFFS = (0.5, 0.7, 0.8, 0.9, 1.0)
+TRADE_OFFS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 CHOICE_REQUESTS = 500
+TRIALS: tuple[PointwiseConfig, ...] = SCORERS  # of the relevance; λ is chosen within a trial
 
 
-def mmr(material: Material, calls: Calls) -> Ranker:
+def mmr(material: Material, calls: Calls, config: PointwiseConfig = TRIALS[0]) -> Ranker:
     """Train the pointwise scorer, choose λ."""
-    scorer = train_pointwise(material)
+    relevance = worth_of(train_pointwise(material, config), material)
     evaluator = CountingEvaluator(material.evaluator, calls)
     L = material.layout.list_length
     full = np.flatnonzero(material.validation.arrays["mask"].sum(1) >= L)[:CHOICE_REQUESTS]
 
     def worth(trade_off: float) -> float:
-        lists = diversified(scorer, material.validation, L, trade_off)[full, None]
+        lists = diversified(relevance, material.validation, L, trade_off)[full, None]
         return float(utilities_of(evaluator, material.validation, full, torch.from_numpy(lists)).mean())
 
     best = max(TRADE_OFFS, key=worth)
-    return lambda encoded: diversified(scorer, encoded, L, best)
+    return lambda encoded: diversified(relevance, encoded, L, best)
 
 
-def diversified(scorer: PointwiseScorer, encoded: EncodedSet, length: int, trade_off: float) -> np.ndarray:
+def diversified(
+    relevance: Callable[[TensorBatch], Tensor], encoded: EncodedSet, length: int, trade_off: float
+) -> np.ndarray:
     """Lists (R, L) by marginal relevance."""
     out = []
     with torch.inference_mode():
         for batch in batches(encoded):
-            scores = scorer(batch).sum(-1)
+            scores = relevance(batch)
             vectors = F.normalize(batch["item_num"], dim=-1)
             similar = (vectors @ vectors.transpose(1, 2)).clamp(min=0)
             out.append(marginal_relevance(scores, similar, batch["mask"], length, trade_off).numpy())

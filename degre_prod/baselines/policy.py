@@ -1,14 +1,8 @@
-"""Learning from lists of one's own that the evaluator grades: what GRPO, GoalRank, GReF and NAR4Rec share.
-
-Each step samples G lists of every request of a batch from the policy, asks the evaluator for each list's utility
-(L calls a list) and takes one gradient step on the method's loss. The epoch whose greedy lists the evaluator values most
-on held-out requests is kept; asking for that counts as well.
-"""
+"""Distributions over lists, one item after another: what the methods share that learn from lists of their own."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,40 +10,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from degre_prod.baselines.calls import Calls, CountingEvaluator
-from degre_prod.baselines.material import HELD_OUT, Material, Ranker, batches, cut, learn, utilities_of
+from degre_prod.baselines.material import batches, cut
 from degre_prod.encoding.store import EncodedSet
+from degre_prod.models.decoders import Decoder, GruDecoder, State, repeat
 from degre_prod.models.fields import gather
 from degre_prod.models.generator import NEVER, Generator
-from degre_prod.training.data import TensorBatch, to_batch
-from degre_prod.training.loop import Schedule
+from degre_prod.training.data import TensorBatch
 
-GROUP, BATCH = 16, 64
-LEARNING_RATE = 1e-3
+
+class Drawn(NamedTuple):
+    """lists_BGL, and logits_BGLC of every step, used items and padding masked; the logits carry gradient where it is on."""
+
+    lists: Tensor
+    logits: Tensor
 
 
 class Policy(nn.Module, ABC):
-    """A distribution over lists, one item after another."""
+    """A distribution over lists."""
 
     @abstractmethod
     def logits(self, batch: TensorBatch, lists_BGL: Tensor) -> Tensor:
         """logits_BGLC of every step of given lists; used items and padding are masked."""
 
     @abstractmethod
-    def sample(self, batch: TensorBatch, groups: int, length: int, noise: torch.Generator | None) -> Tensor:
-        """lists_BGL drawn from the policy; the greedy list where there is no noise."""
-
-
-class Graded(NamedTuple):
-    """Lists drawn for a batch: lists_BGL, the evaluator's utility_BG in units of Ū, logits_BGLC and logp_BGL with gradient."""
-
-    lists: Tensor
-    utility: Tensor
-    logits: Tensor
-    logp: Tensor
-
-
-GradedLoss = Callable[[TensorBatch, Graded], Tensor]  # loss_B
+    def sample(self, batch: TensorBatch, groups: int, length: int, noise: torch.Generator | None) -> Drawn:
+        """G lists of each request drawn from the policy; the greedy list where there is no noise."""
 
 
 class PointerPolicy(Policy):
@@ -63,76 +48,65 @@ class PointerPolicy(Policy):
         """See `Policy`."""
         return self.generator.teacher_forced(batch, lists_BGL)
 
-    def sample(self, batch: TensorBatch, groups: int, length: int, noise: torch.Generator | None) -> Tensor:
-        """See `Policy`."""
+    def sample(self, batch: TensorBatch, groups: int, length: int, noise: torch.Generator | None) -> Drawn:
+        """See `Policy`. What depends on a candidate or a request alone is computed once for all its lists."""
         model = self.generator
-        z, x, h = model.encode(batch)
-        B, _, D = z.shape
-        keys = model.key(z).transpose(1, 2)
-        x, h = x.repeat_interleave(groups, 0), h.repeat_interleave(groups, 0)
-        free = batch["mask"].unsqueeze(1).repeat(1, groups, 1)
-        chosen = []
-        for _ in range(length):
-            h = model.cell(x, h)
-            logits = model.query(h).view(B, groups, D) @ keys / D**0.5
-            item = draw(logits, free, noise)
-            chosen.append(item)
-            free = free.scatter(2, item.unsqueeze(-1), False)
-            x = gather(z, item).view(B * groups, D)
-        return torch.stack(chosen, dim=-1)
+        z, first, state = model.encode(batch)
+        B, C, D = z.shape
+        keys = (model.key(z) @ model.query.weight / D**0.5).transpose(1, 2)  # (W_q h)·(W_k z) = h·(W_q' W_k z)
+        read = _Reader(model.decoder, z)
+        used = ~batch["mask"].unsqueeze(1).expand(B, groups, C)
+        h, state = model.decoder.step(first, state)
+        h, state = h.repeat_interleave(groups, 0), repeat(state, groups)
+        lists: list[Tensor] = []
+        logits: list[Tensor] = []
+        for t in range(length):
+            if t:
+                h, state = read(lists[-1], state)
+            logits.append((h.view(B, groups, D) @ keys).masked_fill(used, NEVER))
+            lists.append(draw(logits[-1], noise))
+            used = used.scatter(2, lists[-1].unsqueeze(-1), True)
+        return Drawn(torch.stack(lists, dim=-1), torch.stack(logits, dim=2))
 
 
-def draw(logits_BGC: Tensor, free_BGC: Tensor, noise: torch.Generator | None) -> Tensor:
-    """One free item a row, item_BG: by the logits' softmax with noise (Gumbel), the best one without."""
-    if noise is not None:
-        uniform = torch.rand(logits_BGC.shape, generator=noise).clamp(min=1e-12)
-        logits_BGC = logits_BGC - torch.log((-torch.log(uniform)).clamp(min=1e-12))
-    return logits_BGC.masked_fill(~free_BGC, NEVER).argmax(-1)
+class _Reader:
+    """A decoder's step on candidates by index. A GRU's half of the gates that reads the item is made once a candidate."""
+
+    def __init__(self, decoder: Decoder, z_BCD: Tensor) -> None:
+        self._decoder = decoder
+        self._inputs = decoder.cell.input(z_BCD) if isinstance(decoder, GruDecoder) else z_BCD
+
+    def __call__(self, item_BG: Tensor, state: State) -> tuple[Tensor, State]:
+        x = gather(self._inputs, item_BG).flatten(0, 1)
+        if not isinstance(self._decoder, GruDecoder):
+            return self._decoder.step(x, state)
+        (h,) = state
+        D = h.shape[-1]
+        (gates_x, new_x), (gates_h, new_h) = (
+            half.split((2 * D, D), dim=-1) for half in (x, self._decoder.cell.hidden(h))
+        )
+        reset, update = torch.sigmoid(gates_x + gates_h).chunk(2, dim=-1)
+        new = torch.tanh(torch.addcmul(new_x, reset, new_h))
+        h = torch.lerp(new, h, update)
+        return h, (h,)
 
 
-def train_policy(material: Material, calls: Calls, policy: Policy, loss_of: GradedLoss) -> Ranker:
-    """Spend the budget on graded lists; returns the policy's greedy decoding."""
-    evaluator = CountingEvaluator(material.evaluator, calls)
-    L = material.layout.list_length
-    train = material.requests[np.arange(len(material.requests)) % HELD_OUT != 0]
-    held_out = material.requests[np.arange(len(material.requests)) % HELD_OUT == 0]
-    epochs, train = within_budget(material.budget, train, len(held_out), L)
-
-    def loss(samples: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        batch = to_batch(material.train, samples)
-        learning = torch.is_grad_enabled()
-        noise = torch.Generator().manual_seed(int(random.integers(1 << 62))) if learning else None
-        with torch.no_grad():
-            lists = policy.sample(batch, GROUP if learning else 1, L, noise)
-        utility = utilities_of(evaluator, material.train, samples, lists)
-        count = torch.tensor(float(len(samples)))
-        if not learning:
-            return -utility.sum(), count
-        logits = policy.logits(batch, lists)
-        logp = F.log_softmax(logits, dim=-1).gather(-1, lists.unsqueeze(-1)).squeeze(-1)
-        return loss_of(batch, Graded(lists, utility, logits, logp)).sum(), count
-
-    schedule = Schedule(epochs, BATCH, LEARNING_RATE, material.generator.weight_decay, material.seed)
-    learn(policy, loss, train, held_out, schedule)
-    return lambda encoded: greedy_lists(policy, encoded, L)
+def draw(logits_BGC: Tensor, noise: torch.Generator | None) -> Tensor:
+    """One item a row, item_BG: by the logits' softmax with noise, the best one without. Masked items carry `NEVER`."""
+    logits = logits_BGC.detach()
+    if noise is not None:  # the least of exponential times with rates e^logit (the Gumbel trick)
+        times = torch.empty_like(logits).exponential_(generator=noise).clamp(min=1e-30)
+        logits = logits - times.log()
+    return logits.argmax(-1)
 
 
-def within_budget(budget: int, train: np.ndarray, held_out: int, length: int) -> tuple[int, np.ndarray]:
-    """Epochs, and the requests to learn from, so that learning and choosing an epoch stay within the budget."""
-    an_epoch = (len(train) * GROUP + held_out) * length
-    if budget >= an_epoch:
-        return budget // an_epoch, train
-    affordable = (budget // length - held_out) // GROUP
-    return 1, train[: max(1, affordable)]
+def step_logp(logits_BGLC: Tensor, lists_BGL: Tensor) -> Tensor:
+    """log p of every chosen item: (B, G, L)."""
+    return F.log_softmax(logits_BGLC, dim=-1).gather(-1, lists_BGL.unsqueeze(-1)).squeeze(-1)
 
 
 def greedy_lists(policy: Policy, encoded: EncodedSet, length: int) -> np.ndarray:
     """The policy's best item at every step: (R, L)."""
     with torch.inference_mode():
-        return cut(np.concatenate([policy.sample(b, 1, length, None)[:, 0].numpy() for b in batches(encoded)]), encoded)
-
-
-def standardised(utility_BG: Tensor) -> Tensor:
-    """Utilities less their group's mean, over its standard deviation."""
-    spread = utility_BG.std(1, keepdim=True, correction=0)
-    return (utility_BG - utility_BG.mean(1, keepdim=True)) / (spread + 1e-4)
+        lists = [policy.sample(batch, 1, length, None).lists[:, 0].numpy() for batch in batches(encoded)]
+    return cut(np.concatenate(lists), encoded)

@@ -1,6 +1,13 @@
-"""Listwise scorer in the manner of PRM (Pei et al. 2019): every candidate is scored in sight of the others, then sorted."""
+"""Listwise scorer in the manner of PRM (Pei et al. 2019): every candidate is scored in sight of the others, then sorted.
+
+Taken: self-attention over the candidates with the upstream scores among the features, trained on logged feedback. Different:
+cross-entropy an item instead of a softmax over the list, for several items of a list may be clicked; a bias for the logged
+slot, left out of the score; the upstream rank is a feature instead of a position embedding.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from degre_prod.baselines.calls import Calls
-from degre_prod.baselines.material import Material, Ranker, by_score, resolve, train_on_logs
+from degre_prod.baselines.material import LOG_EPOCHS, Material, Ranker, by_score, resolve, train_on_logs
+from degre_prod.baselines.pointwise import worth_of
 from degre_prod.baselines.set_encoder import SetEncoder
 from degre_prod.encoding.encoder import Layout
 from degre_prod.models.fields import Batch, gather
@@ -30,11 +38,27 @@ class ListwiseScorer(nn.Module):
         return self.out(z)
 
 
-def prm(material: Material, _: Calls) -> Ranker:
+@dataclass(frozen=True)
+class PrmConfig:
+    """How the network learns from the logs; the best epoch by held-out loss is kept."""
+
+    epochs: int = LOG_EPOCHS
+    learning_rate: float = 2e-3
+    layers: int = 1
+
+
+TRIALS: tuple[PrmConfig, ...] = (
+    PrmConfig(),
+    PrmConfig(learning_rate=7e-4),
+    PrmConfig(layers=2),
+    PrmConfig(epochs=12),
+)
+
+
+def prm(material: Material, _: Calls, config: PrmConfig = TRIALS[0]) -> Ranker:
     """Cross-entropy of the feedback of every shown item, then sort."""
     torch.manual_seed(material.seed)
-    settings = material.generator
-    model = ListwiseScorer(material.layout, settings.width, settings.encoder_layers, material.slots)
+    model = ListwiseScorer(material.layout, material.generator.width, config.layers, material.slots)
 
     def loss(samples: np.ndarray, _: np.random.Generator) -> tuple[Tensor, Tensor]:
         encoded, requests = resolve(material, samples)
@@ -47,5 +71,5 @@ def prm(material: Material, _: Calls) -> Ranker:
         counted = torch.from_numpy(carries)
         return (losses.sum(-1) * counted).sum(), counted.sum()
 
-    train_on_logs(material, model, loss, learning_rate=settings.learning_rate)
-    return lambda encoded: by_score(encoded, material.layout.list_length, lambda batch: model(batch).sum(-1))
+    train_on_logs(material, model, loss, epochs=config.epochs, learning_rate=config.learning_rate)
+    return lambda encoded: by_score(encoded, material.layout.list_length, worth_of(model, material))

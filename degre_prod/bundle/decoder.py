@@ -1,4 +1,8 @@
-"""The greedy pass in ONNX Runtime: encoded arrays in, a list and its margins out."""
+"""The greedy pass in ONNX Runtime: encoded arrays in, a list and its margins out.
+
+Without rules, and with rules that only say which candidates may ever be chosen, one call does it all. Other rules need two
+smaller graphs: one call to encode, one a slot, and between two slots the mask that mining, targets and training use, too.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from degre_prod.constraints.greedy import by_item_alone, leading_feasible
+from degre_prod.constraints.rules import Rules
 from degre_prod.encoding.encoder import Encoded
-from degre_prod.errors import BundleError
+from degre_prod.errors import BundleError, ConstraintError
 
 ALONE = 1e8  # a margin above this means that no other item was left
 
@@ -19,7 +25,7 @@ class Decoded:
     """A greedy list: order (length,) of indices into the candidates, margins (length,) float32, inf where nothing else was left.
 
     logits (length,) float32 of the chosen items and runner_up (length,), indices into the candidates, -1 where nothing else
-    was left; both None from a bundle of format 1.
+    was left; both None from a bundle of format 1. The runner-up is the best of those that the rules left.
     """
 
     order: np.ndarray
@@ -29,22 +35,56 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class Graph:
     """An ONNX Runtime session on one thread; safe to call from several threads.
 
-    `inputs`: the graph's name and the encoder's name of each array.
+    `arrays`: its name and the encoder's of each array of the request. `takes_allowed`: graphs since format 3 do.
     """
 
     session: Any
-    inputs: tuple[tuple[str, str], ...]
+    arrays: tuple[tuple[str, str], ...]
+    takes_allowed: bool
 
-    def decode(self, encoded: Encoded, length: int) -> Decoded:
-        """The greedy list of one encoded request, cut at `length`, at L and at the number of candidates."""
+    def __call__(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs, in the graph's order."""
+        outputs: list[np.ndarray] = self.session.run(None, feed)
+        return outputs
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The graphs of a bundle; `encode` and `step` are None in bundles of formats 1 and 2, which follow no rules."""
+
+    whole: Graph
+    encode: Graph | None = None
+    step: Graph | None = None
+
+    @property
+    def follows_rules(self) -> bool:
+        """Whether `decode` takes rules."""
+        return self.step is not None
+
+    def decode(self, encoded: Encoded, length: int, rules: Rules | None = None) -> Decoded:
+        """The greedy list of one encoded request, cut at `length`, at L and at the number of candidates.
+
+        With `rules` (of this request alone) the list has their length, which is at most L. Raises BundleError when this
+        bundle follows none, ConstraintError when no list obeys them.
+        """
+        if rules is None:
+            return self._at_once(encoded, length, None)
+        if self.encode is None or self.step is None:
+            raise BundleError("a bundle of format 1 or 2 follows no rules")
+        if by_item_alone(rules):
+            return self._at_once(encoded, rules.length, rules.allowed_BC[0])
+        return _by_steps(self.encode, self.step, encoded, rules)
+
+    def _at_once(self, encoded: Encoded, length: int, allowed_C: np.ndarray | None) -> Decoded:
         C = len(encoded["prior_rank_C"])
-        feed = {name: encoded[key][None] for name, key in self.inputs}
-        feed["mask"] = np.ones((1, C), bool)
-        order, margins, *more = self.session.run(None, feed)
-        take = min(length, C, order.shape[1])
+        feed = _feed(self.whole, encoded)
+        if self.whole.takes_allowed:
+            feed["allowed"] = feed["mask"] if allowed_C is None else allowed_C[None]
+        order, margins, *more = self.whole(feed)
+        take = min(length, C if allowed_C is None else int(allowed_C.sum()), order.shape[1])
         margin = margins[0, :take]
         alone = margin > ALONE
         decoded = Decoded(order[0, :take], np.where(alone, np.float32(np.inf), margin))
@@ -54,8 +94,42 @@ class Decoder:
         return replace(decoded, logits=logits[0, :take], runner_up=np.where(alone, -1, runner_up[0, :take]))
 
 
-def open_decoder(file: Path) -> Decoder:
-    """Open generator.onnx; raises BundleError when ONNX Runtime cannot."""
+def open_decoder(whole: Path, encode: Path | None = None, step: Path | None = None) -> Decoder:
+    """Open a bundle's graphs; raises BundleError when ONNX Runtime cannot."""
+    if encode is None or step is None:
+        return Decoder(_open(whole))
+    return Decoder(_open(whole), _open(encode), _open(step))
+
+
+def _by_steps(encode: Graph, step: Graph, encoded: Encoded, rules: Rules) -> Decoded:
+    """Slot by slot, among the candidates that `feasible_next` leaves; ties by prior rank."""
+    by_rank = np.argsort(encoded["prior_rank_C"], kind="stable")  # the order of candidates in both graphs
+    place = np.argsort(by_rank)
+    z, keys, x, *state = encode(_feed(encode, encoded))
+    T = rules.length
+    order, runner_up = np.full(T, -1), np.full(T, -1)
+    logits, margins = np.empty(T, np.float32), np.full(T, np.inf, np.float32)
+    for t in range(T):
+        logits_C, *state = step({"x": x, "keys": keys} | {f"state_{i}": s for i, s in enumerate(state)})
+        best_first = np.argsort(-logits_C, kind="stable")
+        found = leading_feasible(rules, order[:t], by_rank[best_first], 2)
+        if not found:
+            raise ConstraintError(f"no candidate may stand in slot {t}")
+        chosen = place[found[0]]
+        order[t], logits[t], x = found[0], logits_C[chosen], z[None, chosen : chosen + 1]
+        if len(found) > 1:
+            runner_up[t], margins[t] = found[1], logits[t] - logits_C[place[found[1]]]
+    return Decoded(order, margins, logits, runner_up)
+
+
+def _feed(graph: Graph, encoded: Encoded) -> dict[str, np.ndarray]:
+    """The arrays of one request under the graph's names for them; every candidate is there."""
+    feed = {name: encoded[key][None] for name, key in graph.arrays}
+    feed["mask"] = np.ones((1, len(encoded["prior_rank_C"])), bool)
+    return feed
+
+
+def _open(file: Path) -> Graph:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -67,8 +141,14 @@ def open_decoder(file: Path) -> Decoder:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises many types of its own
         raise BundleError(f"{file} does not load in ONNX Runtime: {error}") from error
-    names = (i.name for i in session.get_inputs())
-    return Decoder(session, tuple((name, _key(name)) for name in names if name != "mask"))
+    return graph_of(session)
+
+
+def graph_of(session: Any) -> Graph:
+    """A session with what it takes."""
+    names = [i.name for i in session.get_inputs()]
+    arrays = tuple((name, _key(name)) for name in names if name not in ("mask", "allowed"))
+    return Graph(session, arrays, "allowed" in names)
 
 
 def _key(name: str) -> str:

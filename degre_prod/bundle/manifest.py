@@ -13,6 +13,8 @@ from degre_prod.errors import BundleError, explain
 
 MANIFEST = "manifest.json"
 ONNX = "generator.onnx"
+ENCODE_ONNX = "encode.onnx"
+STEP_ONNX = "step.onnx"
 ENCODER = "encoder.json"
 WARMUP = "warmup.jsonl"
 CARD = "card.md"
@@ -23,14 +25,19 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1, 2] = Field(2, description="1: the graph gives no logits and no runners-up")
+    format_version: Literal[1, 2, 3] = Field(
+        3, description="1: the graph gives no logits and no runners-up; 1 and 2: no graphs that follow rules"
+    )
     name: str
     created: datetime
     dataset: str
     feature_service: str
     list_length: int = Field(ge=1)
     max_candidates: int = Field(ge=1)
-    constraints: tuple[str, ...] = ("distinct",)
+    constraints: tuple[str, ...] = Field(("distinct",), description="of every list, in words; the schema has the rules")
+    trust_region: int | None = Field(
+        None, ge=1, description="only so many first candidates may be chosen, unless pinned"
+    )
     encoder_sha256: str
     made_from: str = Field(description="hash of everything the generator depends on")
     evaluator_made_from: str

@@ -19,6 +19,8 @@ IN_LIST_WIDTH = 2
 SEQUENCE_WIDTH = 2
 RECENT_WIDTH = 5  # shared by all event types
 RECENT_WIDTH_PER_TYPE = 2
+NEAR_LAST_WIDTH = 2
+VALUE_TO_LAST_WIDTH = 2  # of each value that `in_list_features` looks at
 DAY_S = 86_400.0
 
 
@@ -111,4 +113,35 @@ def recent_event_features(
         distance = np.arange(C, dtype=np.float32) - np.float32(last_candidate)
         out[:, 3] = np.sign(distance) * np.log1p(np.abs(distance)) / np.float32(4)
         out[:, 4] = 1.0
+    return out
+
+
+def last_touched(candidate_ids: Sequence[Id], recent_events: Sequence[RecentEvent]) -> int | None:
+    """The candidate the user touched last, by index; None when none was touched."""
+    index = {item: c for c, item in reversed(list(enumerate(candidate_ids)))}
+    for event in sorted(recent_events, key=lambda e: e.timestamp_us)[::-1]:
+        if event.item_id in index:
+            return index[event.item_id]
+    return None
+
+
+def near_last_features(C: int, last: int | None) -> np.ndarray:
+    """1 / distance in prior rank to the candidate touched last, for those below it and for those above it.
+
+    Beside the logarithm in `recent_event_features`: the next one down stands out, as it does for whoever reads a list.
+    """
+    out = np.zeros((C, NEAR_LAST_WIDTH), np.float32)
+    if last is not None:
+        out[last + 1 :, 0] = 1 / np.arange(1, C - last, dtype=np.float32)
+        out[:last, 1] = 1 / np.arange(last, 0, -1, dtype=np.float32)
+    return out
+
+
+def value_to_last_features(in_list_C2: np.ndarray, last: int | None) -> np.ndarray:
+    """How far a candidate's z-score within the list (from `in_list_features`) is from that of the one touched last: signed,
+    and without sign."""
+    out = np.zeros((len(in_list_C2), VALUE_TO_LAST_WIDTH), np.float32)
+    if last is not None:
+        out[:, 0] = in_list_C2[:, 1] - in_list_C2[last, 1]
+        out[:, 1] = np.abs(out[:, 0])
     return out

@@ -43,11 +43,14 @@ class GroupColumns(BaseModel):
 
 
 class EncoderSpec(BaseModel):
-    """What `encoder.json` holds: the schema and the fitted columns of each group."""
+    """What `encoder.json` holds: the schema and the fitted columns of each group.
+
+    Format 1 lacks the cross features that relate a candidate to the one touched last; it is read and encoded as ever.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     data_schema: DataSchema
     item: GroupColumns
     prior: GroupColumns
@@ -111,6 +114,8 @@ class Encoder:
         num["prior"] += cross.PRIOR_RANK_WIDTH + cross.IN_LIST_WIDTH * in_list + cross.SEQUENCE_WIDTH * sequences
         if schema.recent_event_types:
             num["prior"] += cross.RECENT_WIDTH + cross.RECENT_WIDTH_PER_TYPE * len(schema.recent_event_types)
+        if schema.recent_event_types and self.spec.format_version >= 2:
+            num["prior"] += cross.NEAR_LAST_WIDTH + cross.VALUE_TO_LAST_WIDTH * in_list
         cat = {g: tuple(c.cardinality for c in getattr(self.spec, g).categorical) for g in GROUPS}
         return Layout(num, cat, schema.list_length, len(schema.objectives), schema.position_free)
 
@@ -145,7 +150,8 @@ class Encoder:
         self._numeric["prior"].fill(columns, out)
         parts = [cross.prior_rank_features(C, schema.max_candidates)]
         in_list = [*schema.scores, *(f.name for f in schema.candidate_features if f.kind == "numeric")]
-        parts += [cross.in_list_features(columns[name]) for name in in_list]
+        within = [cross.in_list_features(columns[name]) for name in in_list]
+        parts += within
         parts += [
             cross.sequence_features(ids, user.values[f.name][0])
             for f in schema.user.features
@@ -157,6 +163,10 @@ class Encoder:
                     ids, request.recent_events, schema.recent_event_types, request.event_timestamp_us
                 )
             )
+        if schema.recent_event_types and self.spec.format_version >= 2:
+            last = cross.last_touched(ids, request.recent_events)
+            parts.append(cross.near_last_features(C, last))
+            parts += [cross.value_to_last_features(part, last) for part in within]
         at = self._numeric["prior"].width
         for part in parts:
             out[:, at : at + part.shape[1]] = part

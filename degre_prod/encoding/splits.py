@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from degre_prod.encoding.encoder import save_encoder
+from degre_prod.encoding.encoder import Encoder, save_encoder
 from degre_prod.encoding.fit import fit_encoder
 from degre_prod.encoding.store import save_encoded
 from degre_prod.errors import DataError
@@ -42,9 +42,10 @@ def split_rows(folder: Path, schema: DataSchema, split: Split) -> Iterator[Train
     return (r for r in read_rows(folder, schema) if split_of(r.request.event_timestamp_us, boundaries) == split)
 
 
-def encode_splits(folder: Path, schema: DataSchema, out: Path) -> None:
+def encode_splits(folder: Path, schema: DataSchema, out: Path, encoder: Encoder | None = None) -> None:
     """Fit on (a spread of) the training rows, then write encoder.json and the three splits into `out`.
 
+    A given `encoder` is used as it is: for a second log that must be read like the first.
     Raises DataError when a split has no request.
     """
     boundaries = boundaries_us(folder, schema)
@@ -57,8 +58,9 @@ def encode_splits(folder: Path, schema: DataSchema, out: Path) -> None:
             f"no request in split {', '.join(empty)}; set validation_start and test_start inside the log's time span",
             file="schema.yaml",
         )
-    stride = max(1, len(rows["train"]) // FIT_ROWS)
-    encoder = fit_encoder(schema, ((r.request, r.user, r.items) for r in rows["train"][::stride]))
+    if encoder is None:
+        stride = max(1, len(rows["train"]) // FIT_ROWS)
+        encoder = fit_encoder(schema, ((r.request, r.user, r.items) for r in rows["train"][::stride]))
     save_encoder(encoder, out / "encoder.json")
     for name in SPLITS:
         part = rows.pop(name)

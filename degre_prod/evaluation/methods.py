@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from degre_prod.bundle import Bundle
+from degre_prod.constraints.rules import Rules
 from degre_prod.encoding.encoder import Encoded
 from degre_prod.encoding.store import CANDIDATE_ARRAYS, REQUEST_ARRAYS, EncodedSet
 from degre_prod.mining.beam import union_search
@@ -19,6 +20,7 @@ from degre_prod.training.data import to_batch
 
 CHUNK = 50
 Progress = Callable[[int], object]
+Restrict = Callable[[np.ndarray], tuple[np.ndarray, Rules | None]]  # requests → those with a list, and their rules
 
 
 @dataclass(frozen=True)
@@ -50,27 +52,36 @@ def pointwise_sort(
     return np.concatenate(out)
 
 
-def generator_lists(bundle: Bundle, encoded: EncodedSet, length: int, progress: Progress) -> np.ndarray:
-    """What the bundle's ONNX model answers, one request at a time as online: (R, L)."""
+def generator_lists(
+    bundle: Bundle, encoded: EncodedSet, length: int, progress: Progress, rules: Sequence[Rules | None] | None = None
+) -> np.ndarray:
+    """What the bundle's ONNX model answers, one request at a time as online, under the rules of each: (R, L)."""
     out = np.full((len(encoded), length), -1)
     for r in range(len(encoded)):
-        order = bundle.decode(encoded_request(encoded, r), length).order
+        order = bundle.decode(encoded_request(encoded, r), length, rules[r] if rules else None).order
         out[r, : len(order)] = order
         progress(1)
     return out
 
 
 def beam_lists(
-    model: LookaheadEvaluator, encoded: EncodedSet, length: int, width: int, progress: Progress
+    model: LookaheadEvaluator,
+    encoded: EncodedSet,
+    length: int,
+    width: int,
+    progress: Progress,
+    restrict: Restrict | None = None,
 ) -> BelievedLists:
-    """The evaluator's best list by the union of both beams; the upstream order where there are fewer candidates than slots."""
+    """The evaluator's best list by the union of both beams; the upstream order where there are fewer candidates than slots,
+    and where `restrict` finds no list that obeys its rules."""
     lists, believed = input_order(encoded, length), np.full(len(encoded), np.nan)
     with torch.inference_mode():
         for requests in _chunks(len(encoded)):
             full = requests[encoded.arrays["mask"][requests].sum(1) >= length]
+            full, rules = (full, None) if restrict is None else restrict(full)
             if len(full):
                 batch = to_batch(encoded, full)
-                leaves = union_search(model, model.prepare(batch), batch["mask"], width=width)
+                leaves = union_search(model, model.prepare(batch), batch["mask"], width=width, rules=rules)
                 best = leaves.utility.argmax(1)
                 lists[full] = leaves.lists[torch.arange(len(full)), best].numpy()
                 believed[full] = leaves.utility.max(1).values.numpy()

@@ -63,9 +63,10 @@ class Resampled:
 
 
 def paired_bootstrap(values: dict[str, np.ndarray], *, draws: int = 2000, seed: int = 0) -> dict[str, Resampled]:
-    """Mean and interval of each entry (S seeds, R requests), requests drawn anew within each seed.
+    """Mean and interval of each entry (S seeds, R requests): seeds drawn anew, and requests within each seed drawn.
 
-    Every entry sees the same draws, so entries that are differences of others have paired intervals.
+    Every entry sees the same draws, so entries that are differences of others have paired intervals. With one seed the
+    interval says nothing about other trainings.
     """
     names = list(values)
     stacked = np.stack([values[name] for name in names])  # (entries, S, R)
@@ -73,7 +74,9 @@ def paired_bootstrap(values: dict[str, np.ndarray], *, draws: int = 2000, seed: 
     random = np.random.default_rng(seed)
     means = np.empty((draws, len(names)))
     for d in range(draws):
-        counts = np.stack([np.bincount(random.integers(0, R, R), minlength=R) for _ in range(S)])
+        counts = np.zeros((S, R))
+        for s in np.atleast_1d(random.integers(0, S, S)):
+            counts[s] += np.bincount(random.integers(0, R, R), minlength=R)
         means[d] = np.einsum("nsr,sr->n", stacked, counts) / (S * R)
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return {name: Resampled(float(stacked[n].mean()), float(low[n]), float(high[n])) for n, name in enumerate(names)}

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from degre_prod.constraints.mask import feasible_next
+from degre_prod.constraints.rules import Rules
 from degre_prod.models.evaluator import Beams, LookaheadEvaluator, Prepared
 from degre_prod.models.prefix import pick
 
@@ -30,11 +32,13 @@ def search(
     to_go: bool,
     start: Beams | None = None,
     prefix_BT: Tensor | None = None,
+    rules: Rules | None = None,
 ) -> Leaves:
     """Beam search of `width` from the empty prefix, or from `start` after `prefix_BT`, to full length.
 
     `to_go` scores prefixes by U + G, otherwise by U; leaves are ranked by U. Width 1 without to-go is greedy. Requests need
-    at least as many candidates as slots; a prefix without a feasible child is dropped (utility -inf).
+    at least as many candidates as slots; a prefix without a feasible child is dropped (utility -inf). With `rules` (of the
+    same requests) only children that `feasible_next` allows.
     """
     B = len(mask_BC)
     L = model.spec.layout.list_length
@@ -46,6 +50,8 @@ def search(
     for _ in range(lists.shape[2], L):
         U, score = model.expand(prepared, beams, to_go=to_go)
         feasible = free & alive.unsqueeze(-1)
+        if rules is not None:
+            feasible &= torch.from_numpy(feasible_next(rules, lists.numpy()))
         parent, item, alive = best_children(U if score is None else score, feasible, width)
         beams = model.advance(prepared, beams, parent, item)
         lists = torch.cat([pick(lists, parent), item.unsqueeze(-1)], dim=-1)
@@ -97,10 +103,11 @@ def union_search(
     width: int,
     start: Beams | None = None,
     prefix_BT: Tensor | None = None,
+    rules: Rules | None = None,
 ) -> Leaves:
     """Leaves of the beam by U and of the beam by U + G, side by side (2K, not deduplicated)."""
     both = [
-        search(model, prepared, mask_BC, width=width, to_go=to_go, start=start, prefix_BT=prefix_BT)
+        search(model, prepared, mask_BC, width=width, to_go=to_go, start=start, prefix_BT=prefix_BT, rules=rules)
         for to_go in (False, True)
     ]
     return Leaves(torch.cat([b.lists for b in both], 1), torch.cat([b.utility for b in both], 1))

@@ -1,201 +1,98 @@
-"""Lookahead Evaluator: how much a list is worth, step by step, and what its prefix will still earn (METHOD §2)."""
+"""Lookahead Evaluator: how much a list is worth, step by step, and what its prefix will still earn (METHOD §2).
+
+One member, or an ensemble of them behind the same interface. Values are mean − κ·std over the members, κ being the
+pessimism: in mining a list must be good in the eyes of all. Beliefs that are reported are means, κ = 0.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from degre_prod.encoding.encoder import Layout
-from degre_prod.models.count_head import CountHead, increments, next_counts, start_counts
-from degre_prod.models.fields import Batch, FieldEmbedding, Fields, Token
-from degre_prod.models.prefix import State, make_prefix_state, pick
-
-
-@dataclass(frozen=True)
-class EvaluatorSpec:
-    """What rebuilds an evaluator besides its weights. `weights_OL` is ω_o w_{o,t}; `mean_utility` is Ū of the training log."""
-
-    layout: Layout
-    prefix_state: str
-    width: int
-    layers: int
-    at_most_one: tuple[bool, ...]
-    weights_OL: tuple[tuple[float, ...], ...]
-    mean_utility: float
-
-
-class PrefixNetwork(nn.Module):
-    """Fields → tokens → prefix state → h. The evaluator has two, one under the count head and one under the to-go head."""
-
-    def __init__(self, spec: EvaluatorSpec) -> None:
-        super().__init__()
-        layout = spec.layout
-        self.slot_field = spec.prefix_state == "attention" and not layout.position_free
-        self.fields = FieldEmbedding(layout, spec.width)
-        self.token = Token(spec.width, slots=layout.list_length if self.slot_field else None)
-        self.state = make_prefix_state(
-            spec.prefix_state, spec.width, layout.list_length, layers=spec.layers, position_free=layout.position_free
-        )
-
-    def sequence(self, fields: Fields, lists_BL: Tensor) -> Tensor:
-        """h_BLD along known lists."""
-        slots = torch.arange(lists_BL.shape[1], device=lists_BL.device)
-        return self.state.sequence(self.token(fields.at(lists_BL), slots))
-
-    def candidate_tokens(self, fields: Fields, t: int) -> Tensor:
-        """Tokens of all candidates as if placed at slot t: e_BCD."""
-        return self.token(fields, torch.full((fields.item.shape[1],), t, device=fields.item.device))
+from degre_prod.errors import ConfigurationError
+from degre_prod.models.fields import Batch
+from degre_prod.models.member import EvaluatorSpec, Member, MemberBeams, MemberPrepared
 
 
 class Beams(NamedTuple):
-    """K prefixes of every request: network states, count distribution P_BKOt, utility U_BK in units of Ū."""
+    """K prefixes of every request: each member's own state of them, and their utility_BK over all members."""
 
-    value_state: State
-    togo_state: State
-    counts: Tensor
+    members: tuple[MemberBeams, ...]
     utility: Tensor
     length: int
 
 
 class Prepared(NamedTuple):
-    """What depends on the candidates alone, computed once a request. Tokens are by slot where the token has a slot field."""
+    """What depends on the candidates alone, of each member."""
 
-    value_fields: Fields
-    togo_fields: Fields
-    value_tokens: Tensor | None
-    togo_tokens: Tensor | None
-    pool: Tensor
+    members: tuple[MemberPrepared, ...]
 
 
 class LookaheadEvaluator(nn.Module):
-    """Two networks: cumulative regression of the feedback counts, and the value to go of the logging continuation."""
+    """`spec.members` members with weights of their own; values in units of Ū."""
 
-    weights_OL: Tensor
-
-    def __init__(self, spec: EvaluatorSpec) -> None:
+    def __init__(self, spec: EvaluatorSpec, *, pessimism: float = 0.0) -> None:
         super().__init__()
+        if pessimism and spec.members == 1:
+            raise ConfigurationError(
+                f"pessimism {pessimism:g} weighs how far members disagree, and this evaluator has one; train one with "
+                "evaluator.members 3, or mine with mining.pessimism 0"
+            )
         self.spec = spec
-        self.value = PrefixNetwork(spec)
-        self.head = CountHead(spec.width, spec.at_most_one)
-        self.togo = PrefixNetwork(spec)
-        self.pool = nn.Linear(spec.width, spec.width)
-        self.togo_pool = nn.Linear(spec.width, spec.width, bias=False)
-        self.togo_hidden = nn.Linear(spec.width, spec.width)
-        self.togo_out = nn.Linear(spec.width, 1)
-        self.register_buffer("weights_OL", torch.tensor(spec.weights_OL) / spec.mean_utility)
+        self.pessimism = pessimism
+        self.members = nn.ModuleList(Member(spec) for _ in range(spec.members))
 
-    # -- along known lists (training, rescoring) --------------------------------------------------------------------
-
-    def logits(self, batch: Batch, lists_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """a_BLO and b_BLO of the count head for every slot of known lists (index into candidates, -1 padding)."""
-        a, b = self.head(self.value.sequence(self.value.fields(batch), lists_BL))
-        return a, b
+    def each(self) -> Iterator[Member]:
+        """The members."""
+        return cast("Iterator[Member]", iter(self.members))
 
     def increments(self, batch: Batch, lists_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected increments m_BLO and the count distribution after the last slot P_BO(L+1)."""
-        a, b = self.logits(batch, lists_BL)
-        B, L, O = a.shape
-        P = start_counts(a, B, 1, O)[:, 0]
-        steps = []
-        for t in range(L):
-            r = self.head.rates(a[:, t], b[:, t], t + 1)
-            steps.append(increments(P, r))
-            P = next_counts(P, r)
-        return torch.stack(steps, dim=1), P
+        """Expected increments m_BLO and the count distribution after the last slot P_BO(L+1): means, whatever κ."""
+        steps, counts = zip(*(member.increments(batch, lists_BL) for member in self.each()), strict=True)
+        return _mean(steps), _mean(counts)
 
     def utilities(self, batch: Batch, lists_BL: Tensor) -> Tensor:
-        """Utility of every prefix U_BL = Σ_o ω_o Σ_{i≤t} w_{o,i} m_{o,i}, in units of Ū."""
-        m_BLO, _ = self.increments(batch, lists_BL)
-        return (m_BLO * self.weights_OL.T[: m_BLO.shape[1]]).sum(-1).cumsum(-1)
+        """Utility of every prefix U_BL = Σ_o ω_o Σ_{i≤t} w_{o,i} m_{o,i}."""
+        return self._agreed([member.utilities(batch, lists_BL) for member in self.each()])
 
     def to_go(self, batch: Batch, lists_BL: Tensor) -> Tensor:
-        """G_BL: value still to come after each slot under the logging continuation, in units of Ū; 0 at the last slot L."""
-        fields = self.togo.fields(batch)
-        h = self.togo.sequence(fields, lists_BL)
-        G = self._togo_head(h, self._pool(fields, batch).unsqueeze(1))
-        full = torch.arange(1, lists_BL.shape[1] + 1, device=G.device) >= self.spec.layout.list_length
-        return G.masked_fill(full, 0.0)
-
-    # -- one step at a time from a cached state (mining) ------------------------------------------------------------
+        """G_BL: value still to come after each slot under the logging continuation; 0 at the last slot L. A mean."""
+        return _mean([member.to_go(batch, lists_BL) for member in self.each()])
 
     def prepare(self, batch: Batch) -> Prepared:
         """Everything of a batch that no prefix changes."""
-        v, g = self.value.fields(batch), self.togo.fields(batch)
-        fixed = not self.value.slot_field
-        return Prepared(
-            v,
-            g,
-            self.value.candidate_tokens(v, 0) if fixed else None,
-            self.togo.candidate_tokens(g, 0) if fixed else None,
-            self._pool(g, batch),
-        )
+        return Prepared(tuple(member.prepare(batch) for member in self.each()))
 
     def start(self, prepared: Prepared) -> Beams:
         """The empty prefix of every request, K = 1."""
-        B = prepared.pool.shape[0]
-        O = self.weights_OL.shape[0]
-        zero = prepared.pool.new_zeros(B, 1)
-        like = prepared.value_fields.item
-        return Beams(self.value.state.start(like), self.togo.state.start(like), start_counts(zero, B, 1, O), zero, 0)
+        members = tuple(member.start(p) for member, p in zip(self.each(), prepared.members, strict=True))
+        return Beams(members, members[0].utility, 0)
 
     def expand(self, prepared: Prepared, beams: Beams, *, to_go: bool) -> tuple[Tensor, Tensor | None]:
         """U_BKC of every child of every prefix, and U + G where `to_go` asks for it (None otherwise)."""
-        t = beams.length
-        tokens, togo_tokens = self._tokens(prepared, t)
-        a, b = self.head(self.value.state.hidden(beams.value_state, tokens, t))
-        r = self.head.rates(a, b, t + 1)  # (B, K, C, O, t+1)
-        m = increments(beams.counts.unsqueeze(2), r)
-        U = beams.utility.unsqueeze(-1) + m @ self.weights_OL[:, t]
-        if not to_go:
-            return U, None
-        if t + 1 >= self.spec.layout.list_length:
-            return U, U
-        h = self.togo.state.hidden(beams.togo_state, togo_tokens, t)
-        return U, U + self._togo_head(h, prepared.pool[:, None, None])
+        values = [
+            member.expand(p, b, to_go=to_go)
+            for member, p, b in zip(self.each(), prepared.members, beams.members, strict=True)
+        ]
+        scores = [score for _, score in values if score is not None]
+        return self._agreed([U for U, _ in values]), self._agreed(scores) if to_go else None
 
     def advance(self, prepared: Prepared, beams: Beams, parent_BK: Tensor, item_BK: Tensor) -> Beams:
         """The chosen children as the new prefixes."""
-        t = beams.length
-        tokens, togo_tokens = self._tokens(prepared, t)
-        token_BKD, togo_BKD = _rows(tokens, item_BK), _rows(togo_tokens, item_BK)
-        h = self._hidden_of(beams.value_state, parent_BK, token_BKD, t)
-        a, b = self.head(h)
-        r = self.head.rates(a, b, t + 1)
-        P = pick(beams.counts, parent_BK)
-        return Beams(
-            self.value.state.advance(beams.value_state, parent_BK, token_BKD, t),
-            self.togo.state.advance(beams.togo_state, parent_BK, togo_BKD, t),
-            next_counts(P, r),
-            pick(beams.utility, parent_BK) + increments(P, r) @ self.weights_OL[:, t],
-            t + 1,
+        members = tuple(
+            member.advance(p, b, parent_BK, item_BK)
+            for member, p, b in zip(self.each(), prepared.members, beams.members, strict=True)
         )
+        return Beams(members, self._agreed([m.utility for m in members]), beams.length + 1)
 
-    def _hidden_of(self, state: State, parent_BK: Tensor, token_BKD: Tensor, t: int) -> Tensor:
-        """h_BKD of one item after each parent: every prefix becomes a request with one candidate."""
-        B, K, D = token_BKD.shape
-        rows = tuple(pick(part, parent_BK).flatten(0, 1).unsqueeze(1) for part in state)
-        return self.value.state.hidden(rows, token_BKD.reshape(B * K, 1, D), t).view(B, K, D)
-
-    def _tokens(self, prepared: Prepared, t: int) -> tuple[Tensor, Tensor]:
-        if prepared.value_tokens is not None and prepared.togo_tokens is not None:
-            return prepared.value_tokens, prepared.togo_tokens
-        return (
-            self.value.candidate_tokens(prepared.value_fields, t),
-            self.togo.candidate_tokens(prepared.togo_fields, t),
-        )
-
-    def _pool(self, fields: Fields, batch: Batch) -> Tensor:
-        """Unordered summary of the candidates: the mean of a gated projection, padding left out. (B, D)"""
-        mask = batch["mask"].unsqueeze(-1).to(fields.item.dtype)
-        return (F.gelu(self.pool(fields.item + fields.prior)) * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-    def _togo_head(self, h: Tensor, pool: Tensor) -> Tensor:
-        return self.togo_out(F.gelu(self.togo_hidden(h) + self.togo_pool(pool))).squeeze(-1)
+    def _agreed(self, values: Sequence[Tensor]) -> Tensor:
+        """mean − κ·std over the members (the standard deviation of all there are, not of a sample)."""
+        mean = _mean(values)
+        return mean - self.pessimism * torch.stack(list(values)).std(0, correction=0) if self.pessimism else mean
 
 
-def _rows(tokens_BCD: Tensor, item_BK: Tensor) -> Tensor:
-    return tokens_BCD.gather(1, item_BK.unsqueeze(-1).expand(-1, -1, tokens_BCD.shape[-1]))
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(list(values)).mean(0)

@@ -59,10 +59,12 @@ class Token(nn.Module):
     """Self-attention between the fields of one candidate, then pooled to e: the inter-field part of METHOD §2.
 
     Pooling sees the attended fields side by side and the product item ⊙ user, so that inner products are one layer away.
+    With `keep_item` the token is twice as wide: e, and the item's own field beside it.
     """
 
-    def __init__(self, width: int, *, slots: int | None = None) -> None:
+    def __init__(self, width: int, *, slots: int | None = None, keep_item: bool = False) -> None:
         super().__init__()
+        self.keep_item = keep_item
         self.slot = nn.Embedding(slots, width) if slots is not None else None
         fields = 4 + (slots is not None)
         self.qkv = nn.Linear(width, 3 * width)
@@ -73,17 +75,24 @@ class Token(nn.Module):
     def forward(self, fields: Fields, slot_X: Tensor | None = None) -> Tensor:
         """e_BXD for X candidates or slots; `slot_X` (X,) is the slot being filled, where the token has a slot field."""
         B, X, D = fields.item.shape
-        parts = [fields.item, fields.prior, _spread(fields.user, X), _spread(fields.context, X)]
+        parts = [fields.item, fields.prior, fields.user.unsqueeze(1), fields.context.unsqueeze(1)]
         if self.slot is not None:
             assert slot_X is not None
-            parts.append(self.slot(slot_X).unsqueeze(0).expand(B, X, D))
-        x = torch.stack(parts, dim=2)  # (B, X, fields, D)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        attended = torch.softmax(q @ k.transpose(-1, -2) / D**0.5, dim=-1) @ v
-        x = x + self.out(attended)
-        pooled = torch.cat([x.flatten(2), (fields.item * fields.user.unsqueeze(1))], dim=-1)
-        return self.pool2(F.gelu(self.pool1(pooled)))
+            parts.append(self.slot(slot_X).unsqueeze(0))
+        # What candidates share is projected once, and values go through `out` beforehand.
+        weight, bias = self._folded()
+        projected = [F.linear(part, weight, bias).chunk(3, dim=-1) for part in parts]
+        q, k, v = (torch.stack([p[i].expand(B, X, D) for p in projected], dim=2) for i in range(3))
+        attended = torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v  # (B, X, fields, D)
+        x = [part + attended[:, :, i] for i, part in enumerate(parts)]
+        pooled = torch.cat([*x, fields.item * fields.user.unsqueeze(1)], dim=-1)
+        e: Tensor = self.pool2(F.gelu(self.pool1(pooled)))
+        return torch.cat([e, fields.item], dim=-1) if self.keep_item else e
 
-
-def _spread(request_BD: Tensor, X: int) -> Tensor:
-    return request_BD.unsqueeze(1).expand(-1, X, -1)
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of queries (scaled), keys and values (through `out`; attention weights sum to 1, so its bias may
+        ride on them)."""
+        (q, k, v), (q_bias, k_bias, v_bias) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        scale = self.qkv.in_features**-0.5
+        weight = torch.cat([q * scale, k, self.out.weight @ v])
+        return weight, torch.cat([q_bias * scale, k_bias, self.out.weight @ v_bias + self.out.bias])

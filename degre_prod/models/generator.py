@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from degre_prod.encoding.encoder import Layout
+from degre_prod.models.attention import AttentionBlock
+from degre_prod.models.decoders import DecoderForm, State, make_decoder, repeat
 from degre_prod.models.fields import Batch, FieldEmbedding, Token, gather
 
 NEVER = -1e9  # logit of an item that must not be chosen; float32 keeps real logits apart from it
@@ -21,6 +24,7 @@ class GeneratorSpec:
     layout: Layout
     width: int
     encoder_layers: int
+    decoder: DecoderForm = "gru"
 
 
 class Generator(nn.Module):
@@ -35,13 +39,12 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(SetBlock(D) for _ in range(spec.encoder_layers))
         self.norm = nn.LayerNorm(D)
         self.first = nn.Linear(3 * D, D)
-        self.initial = nn.Linear(3 * D, D)
-        self.cell = GatedCell(D)
+        self.decoder = make_decoder(spec.decoder, D, spec.layout.list_length)
         self.query = nn.Linear(D, D, bias=False)
         self.key = nn.Linear(D, D, bias=False)
 
-    def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """z_BCD, the decoder's first input_BD, and its first state_BD."""
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor, State]:
+        """z_BCD, the decoder's first input_BD, and its first state."""
         fields = self.fields(batch)
         z = self.token(fields)
         for block in self.blocks:
@@ -50,41 +53,43 @@ class Generator(nn.Module):
         mask = batch["mask"].unsqueeze(-1).to(z.dtype)
         mean = (z * mask).sum(1) / mask.sum(1).clamp(min=1)
         request = torch.cat([fields.user, fields.context, mean], dim=-1)
-        return z, self.first(request), torch.tanh(self.initial(request))
+        return z, self.first(request), self.decoder.start(request)
 
-    def teacher_forced(self, batch: Batch, lists_BKL: Tensor) -> Tensor:
-        """logits_BKLC at every step of given lists (indices into candidates; no padding); used items are masked."""
+    def teacher_forced(self, batch: Batch, lists_BKL: Tensor, feasible_BKLC: Tensor | None = None) -> Tensor:
+        """logits_BKLC at every step of given lists (indices into candidates; no padding); used items are masked, and what
+        `feasible_BKLC` (bool) does not allow."""
         z, first, state = self.encode(batch)
         B, K, L = lists_BKL.shape
         C, D = z.shape[1:]
-        chosen = gather(z, lists_BKL.reshape(B, K * L)).view(B * K, L, D)
-        x, h = first.repeat_interleave(K, 0), state.repeat_interleave(K, 0)
-        hidden = []
-        for t in range(L):
-            h = self.cell(x, h)
-            hidden.append(h)
-            x = chosen[:, t]
-        q = self.query(torch.stack(hidden, dim=1)).view(B, K * L, D)
+        before = gather(z, lists_BKL[:, :, :-1].reshape(B, K * (L - 1))).view(B * K, L - 1, D)
+        x = torch.cat([first.repeat_interleave(K, 0).unsqueeze(1), before], dim=1)
+        q = self.query(self.decoder.sequence(x, repeat(state, K))).view(B, K * L, D)
         logits = (q @ self.key(z).transpose(1, 2) / D**0.5).view(B, K, L, C)
         placed = F.one_hot(lists_BKL, C).cumsum(2) - F.one_hot(lists_BKL, C) > 0
-        return logits.masked_fill(placed | ~batch["mask"][:, None, None], NEVER)
+        never = placed | ~batch["mask"][:, None, None]
+        return logits.masked_fill(never if feasible_BKLC is None else never | ~feasible_BKLC, NEVER)
 
-    def decode(self, batch: Batch, length: int) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, batch: Batch, length: int, feasible: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Greedy lists order_BL (indices into candidates) and margins_BL.
 
         The margin is the chosen logit less the runner-up's (about 1e9 when nothing else was left). Ties: the smaller prior
-        rank. Past the last candidate the order repeats used items: callers cut at the number of candidates. float32.
+        rank. Past the last candidate the order repeats used items: callers cut at the number of candidates. float32. The
+        attention decoder knows `list_length` slots, no more. `feasible` says after order_BT which candidates may come next,
+        mask_BC; one must.
         """
-        z, x, h = self.encode(batch)
+        z, x, state = self.encode(batch)
         keys = self.key(z).transpose(1, 2)
         D = z.shape[-1]
         free = batch["mask"]
         rank = batch["prior_rank"]
-        order, margins = [], []
+        order, margins = [rank[:, :0]], []
         for _ in range(length):
-            h = self.cell(x, h)
+            h, state = self.decoder.step(x, state)
             logits = (self.query(h).unsqueeze(1) @ keys).squeeze(1) / D**0.5
-            logits = torch.where(free, logits, torch.full_like(logits, NEVER))
+            may = free if feasible is None else free & feasible(torch.cat(order, dim=1))
+            logits = torch.where(may, logits, torch.full_like(logits, NEVER))
             best = logits.max(dim=1, keepdim=True).values
             tied_rank = torch.where(logits >= best, rank, torch.full_like(rank, 1 << 30))
             choice = tied_rank.argmin(dim=1, keepdim=True)
@@ -97,42 +102,12 @@ class Generator(nn.Module):
         return torch.cat(order, dim=1), torch.cat(margins, dim=1)
 
 
-class GatedCell(nn.Module):
-    """A GRU cell (Cho et al. 2014) by slices: nn.GRUCell chunks in a way that the ONNX exporter refuses."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.input = nn.Linear(width, 3 * width)
-        self.hidden = nn.Linear(width, 3 * width)
-        self.width = width
-
-    def forward(self, x_BD: Tensor, h_BD: Tensor) -> Tensor:
-        """h_BD after reading x_BD."""
-        D = self.width
-        i, h = self.input(x_BD), self.hidden(h_BD)
-        reset = torch.sigmoid(i[:, :D] + h[:, :D])
-        update = torch.sigmoid(i[:, D : 2 * D] + h[:, D : 2 * D])
-        new = torch.tanh(i[:, 2 * D :] + reset * h[:, 2 * D :])
-        return new + update * (h_BD - new)
-
-
-class SetBlock(nn.Module):
+class SetBlock(AttentionBlock):
     """Pre-norm bidirectional attention over candidates, padding masked."""
 
-    def __init__(self, width: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.ff1, self.ff2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-
-    def forward(self, x: Tensor, mask_BC: Tensor) -> Tensor:
+    def forward(self, x_BCD: Tensor, mask_BC: Tensor) -> Tensor:
         """x_BCD → x_BCD."""
-        B, C, D = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, C, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(-1, -2) / (D // self.heads) ** 0.5
+        q, k, v = self.project(x_BCD)
+        scores = q @ k.transpose(-1, -2)
         scores = torch.where(mask_BC[:, None, None], scores, torch.full_like(scores, NEVER))
-        attended = (torch.softmax(scores, dim=-1) @ v).transpose(1, 2).reshape(B, C, D)
-        x = x + self.out(attended)
-        return x + self.ff2(F.gelu(self.ff1(self.norm2(x))))
+        return self.finish(x_BCD, torch.softmax(scores, dim=-1) @ v)

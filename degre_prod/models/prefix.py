@@ -44,16 +44,30 @@ def pick(values_BK: Tensor, parent_BK: Tensor) -> Tensor:
 
 
 class AdditiveState(nn.Module):
-    """S_t = Σ_{w<t} A·gelu(B(e_w + pos_w)), unnormalised; h = gelu(W1 S + W2 e_v + pos_t + (W3 S) ⊙ (W4 e_v))."""
+    """Two unnormalised sums over the prefix, and what each multiplies (METHOD §2). Tokens are (e, x) side by side, x being
+    the item's own field.
+
+    S_t = Σ_{w<t} A·gelu(B(e_w + pos_w)); R_t = Σ_{w<t} (B1 x_w) ⊙ (B2 x_w);
+    h = gelu(W1 S + W2 e_v + pos_t + (W3 S) ⊙ (W4 e_v) + (W5 R) ⊙ (W6 x_v)). R is there for effects of one item's features on
+    another's, such as a hook that lifts what resembles it: third-order products that S, a mixture of all fields, learns far
+    too slowly.
+    """
 
     def __init__(self, width: int, slots: int, *, position_free: bool) -> None:
         super().__init__()
+        self.width = width
         self.inner = nn.Linear(width, width)
         self.outer = nn.Linear(width, width, bias=False)
         self.w1 = nn.Linear(width, width, bias=False)
         self.w2 = nn.Linear(width, width)
         self.w3 = nn.Linear(width, width, bias=False)
         self.w4 = nn.Linear(width, width, bias=False)
+        self.b1 = nn.Linear(width, 2 * width)
+        self.b2 = nn.Linear(width, 2 * width)
+        self.w5 = nn.Linear(2 * width, width, bias=False)
+        self.w6 = nn.Linear(width, width)
+        for factor in (self.b1, self.b2, self.w5, self.w6):  # products of small numbers would hardly move
+            nn.init.normal_(factor.weight, std=factor.in_features**-0.5)
         rows = 1 if position_free else slots
         self.past = nn.Parameter(torch.randn(rows, width) * 0.02)
         self.target = nn.Parameter(torch.randn(rows, width) * 0.02)
@@ -65,27 +79,37 @@ class AdditiveState(nn.Module):
     def _slots(self, table: Tensor, length: int) -> Tensor:
         return table.expand(length, -1) if self.position_free else table[:length]
 
+    def _added(self, tokens: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """What one item adds to R and to S."""
+        e, x = tokens.split(self.width, dim=-1)
+        return self.b1(x) * self.b2(x), self.outer(F.gelu(self.inner(e + past)))
+
     def sequence(self, tokens_BLD: Tensor) -> Tensor:
         L = tokens_BLD.shape[1]
-        added = self.outer(F.gelu(self.inner(tokens_BLD + self._slots(self.past, L))))
-        S = torch.cat([torch.zeros_like(added[:, :1]), added.cumsum(1)[:, :-1]], dim=1)
-        pre = self.w1(S) + self.w2(tokens_BLD) + self._slots(self.target, L) + self.w3(S) * self.w4(tokens_BLD)
-        return F.gelu(pre)
+        R, S = (_before(part) for part in self._added(tokens_BLD, self._slots(self.past, L)))
+        e, x = tokens_BLD.split(self.width, dim=-1)
+        pre = self.w1(S) + self.w2(e) + self._slots(self.target, L) + self.w3(S) * self.w4(e)
+        return F.gelu(pre + self.w5(R) * self.w6(x))
 
     def start(self, tokens_BCD: Tensor) -> State:
-        B, _, D = tokens_BCD.shape
-        return (tokens_BCD.new_zeros(B, 1, D),)
+        B = tokens_BCD.shape[0]
+        return tokens_BCD.new_zeros(B, 1, 2 * self.width), tokens_BCD.new_zeros(B, 1, self.width)
 
     def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:
-        (S,) = state
-        e1 = (self.w2(tokens_BCD) + self._slot(self.target, t)).unsqueeze(1)
-        e2 = self.w4(tokens_BCD).unsqueeze(1)
-        return F.gelu(torch.addcmul(self.w1(S).unsqueeze(2) + e1, self.w3(S).unsqueeze(2), e2))
+        R, S = state
+        e, x = tokens_BCD.split(self.width, dim=-1)
+        own = self.w1(S).unsqueeze(2) + (self.w2(e) + self._slot(self.target, t)).unsqueeze(1)
+        pre = torch.addcmul(own, self.w3(S).unsqueeze(2), self.w4(e).unsqueeze(1))
+        return F.gelu(torch.addcmul(pre, self.w5(R).unsqueeze(2), self.w6(x).unsqueeze(1)))
 
     def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:
-        (S,) = state
-        added = self.outer(F.gelu(self.inner(tokens_BKD + self._slot(self.past, t))))
-        return (pick(S, parent_BK) + added,)
+        added = self._added(tokens_BKD, self._slot(self.past, t))
+        return tuple(pick(part, parent_BK) + more for part, more in zip(state, added, strict=True))
+
+
+def _before(added_BLX: Tensor) -> Tensor:
+    """Sums over the slots before each."""
+    return torch.cat([torch.zeros_like(added_BLX[:, :1]), added_BLX.cumsum(1)[:, :-1]], dim=1)
 
 
 class AttentionState(nn.Module):

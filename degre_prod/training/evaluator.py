@@ -3,94 +3,159 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from degre_prod.artefact import write_json
 from degre_prod.config import EvaluatorConfig
-from degre_prod.encoding.encoder import load_encoder
+from degre_prod.encoding.encoder import Layout, load_encoder
 from degre_prod.encoding.store import EncodedSet, load_encoded
-from degre_prod.models.evaluator import EvaluatorSpec, LookaheadEvaluator
+from degre_prod.models.evaluator import LookaheadEvaluator
+from degre_prod.models.member import EvaluatorSpec, Member
 from degre_prod.models.pointwise import PointwiseScorer
 from degre_prod.schema import DataSchema
 from degre_prod.training.data import logged_lists, mean_utility, to_batch
-from degre_prod.training.group import current_worker
+from degre_prod.training.group import Worker, current_worker
 from degre_prod.training.loop import Loss, Schedule, fit
 from degre_prod.training.modules import save_module
+
+M = TypeVar("M", bound=nn.Module)
+FORMS: Final = ("additive", "attention")
+MEMBER_SEEDS: Final = 1000  # between the seeds of two members
 
 
 def train_evaluator(config: dict[str, Any]) -> None:
     """Task: `encoded` (folder with train/, validation/, encoder.json), `folder` (where to work), `evaluator` (EvaluatorConfig).
 
-    Leaves evaluator.safetensors/.json, pointwise.safetensors and curves.json.
+    With `prefix_state: auto` the first member's count network is trained in both forms and the one with the lower
+    validation loss is kept; later members take its form. Leaves evaluator.safetensors/.json, pointwise.safetensors and
+    curves.json (the curves of both forms).
     """
-    worker = current_worker()
     settings = EvaluatorConfig(**config["evaluator"])
     folder, encoded = Path(config["folder"]), Path(config["encoded"])
     encoder = load_encoder(encoded / "encoder.json")
     train, validation = load_encoded(encoded / "train"), load_encoded(encoded / "validation")
-    spec = evaluator_spec(encoder.schema, encoder.layout(), settings, train)
+    run = _Training(settings, folder, (train, validation), current_worker())
+    forms: tuple[str, ...] = FORMS if settings.prefix_state == "auto" else (settings.prefix_state,)
+    members: list[Member] = []
+    for i in range(settings.members):
+        candidates = []
+        for form in forms:
+            spec = evaluator_spec(encoder.schema, encoder.layout(), settings, form, train)
+            torch.manual_seed(settings.seed + MEMBER_SEEDS * i)
+            member = Member(spec)
+            lowest = run.fit(f"evaluator {form}", i, member, ("value", "head"), count_loss, run.epochs(form))
+            candidates.append((lowest, form, member))
+        _, chosen, member = min(candidates, key=lambda candidate: candidate[0])
+        forms = (chosen,)
+        run.fit("value to go", i, member, ("togo", "pool"), to_go_loss, run.togo_epochs)
+        members.append(member)
+    spec = members[0].spec
     torch.manual_seed(settings.seed)
-    model = LookaheadEvaluator(spec)
     pointwise = PointwiseScorer(spec.layout, settings.width, encoder.schema.logged_length)
-    split = {"train": np.arange(len(train)), "validation": -1 - np.arange(len(validation))}  # negative: validation
-    sets = (train, validation)
-    steps = math.ceil(len(train) / settings.batch_size)
-    count_epochs = max(settings.epochs, math.ceil(settings.min_steps / steps))
-    togo_epochs = max(1, round(settings.togo_steps / steps))
-    curves = {}
-    for name, parts, network, loss, epochs in (
-        ("evaluator", ("value", "head"), model, count_loss(model, sets), count_epochs),
-        ("value to go", ("togo", "pool"), model, to_go_loss(model, sets), togo_epochs),
-        (
-            "pointwise",
-            ("",),
-            pointwise,
-            pointwise_loss(pointwise, sets, spec.layout.position_free),
-            (count_epochs + 1) // 2,
-        ),
-    ):
-        for parameter_name, parameter in network.named_parameters():  # value and to-go are networks of their own
-            parameter.requires_grad_(parameter_name.startswith(parts))
-        records = fit(
-            network,
-            loss,
-            **split,
-            schedule=Schedule(
-                epochs, settings.batch_size, settings.learning_rate, settings.weight_decay, settings.seed
-            ),
-            worker=worker,
-            folder=folder,
-            name=name.replace(" ", "_"),
-        )
-        curves[name] = [vars(r) for r in records]
-    if worker.rank == 0:
+    run.fit(
+        "pointwise",
+        0,
+        pointwise,
+        ("",),
+        lambda model, sets: pointwise_loss(model, sets, spec.layout.position_free),
+        (run.epochs("additive") + 1) // 2,
+    )
+    if run.worker.rank == 0:
+        model = LookaheadEvaluator(spec)
+        for part, trained in zip(model.each(), members, strict=True):
+            part.load_state_dict(trained.state_dict())
         save_module(model, spec, folder, "evaluator")
         save_module(pointwise, spec, folder, "pointwise")
-        write_json(folder / "curves.json", curves)
+        write_json(folder / "curves.json", run.curves)
 
 
-def evaluator_spec(schema: DataSchema, layout: Any, settings: EvaluatorConfig, train: EncodedSet) -> EvaluatorSpec:
-    """The spec of an evaluator for a data set; Ū comes from the training split."""
+@dataclass
+class _Training:
+    """What the networks of one task share; `curves` grows by one entry a network."""
+
+    settings: EvaluatorConfig
+    folder: Path
+    sets: tuple[EncodedSet, EncodedSet]
+    worker: Worker
+    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    @property
+    def _steps(self) -> int:
+        return math.ceil(len(self.sets[0]) / self.settings.batch_size)
+
+    def epochs(self, form: str) -> int:
+        """Of a count network. A small log gets `min_steps`, the attention form its share of them."""
+        settings = self.settings
+        wanted = settings.epochs if form == "additive" else settings.attention_epochs
+        return max(wanted, math.ceil(settings.min_steps * wanted / settings.epochs / self._steps))
+
+    @property
+    def togo_epochs(self) -> int:
+        """Of a value-to-go network."""
+        return max(1, round(self.settings.togo_steps / self._steps))
+
+    def fit(
+        self,
+        name: str,
+        i: int,
+        model: M,
+        parts: tuple[str, ...],
+        loss: Callable[[M, tuple[EncodedSet, EncodedSet]], Loss],
+        epochs: int,
+    ) -> float:
+        """Train the parameters whose names begin with one of `parts`, for member `i`; the lowest validation loss."""
+        settings = self.settings
+        name = f"{name} {i + 1}" if i else name
+        for parameter_name, parameter in model.named_parameters():  # value and to-go are networks of their own
+            parameter.requires_grad_(parameter_name.startswith(parts))
+        records = fit(
+            model,
+            loss(model, self.sets),
+            train=np.arange(len(self.sets[0])),
+            validation=-1 - np.arange(len(self.sets[1])),  # negative: validation
+            schedule=Schedule(
+                epochs,
+                settings.batch_size,
+                settings.learning_rate,
+                settings.weight_decay,
+                settings.seed + MEMBER_SEEDS * i,
+            ),
+            worker=self.worker,
+            folder=self.folder,
+            name=name.replace(" ", "_"),
+        )
+        self.curves[name] = [vars(r) for r in records]
+        return min(r.validation for r in records)
+
+
+def evaluator_spec(
+    schema: DataSchema, layout: Layout, settings: EvaluatorConfig, prefix_state: str, train: EncodedSet
+) -> EvaluatorSpec:
+    """The spec of an evaluator for a data set, in one form of prefix state; Ū comes from the training split."""
     weights_OL = np.array([o.weight for o in schema.objectives])[:, None] * np.array(schema.slot_weights_OL())
     return EvaluatorSpec(
         layout=layout,
-        prefix_state=settings.prefix_state,
+        prefix_state=prefix_state,
         width=settings.width,
         layers=settings.layers,
         at_most_one=tuple(o.at_most_one for o in schema.objectives),
         weights_OL=tuple(tuple(row) for row in weights_OL.tolist()),
         mean_utility=mean_utility(train, weights_OL, position_free=schema.position_free),
+        head=settings.head,
+        members=settings.members,
     )
 
 
-def count_loss(model: LookaheadEvaluator, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
-    """Cross-entropy of each slot's feedback given the observed count before it; only the listed items are embedded."""
+def count_loss(model: Member, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
+    """The count head's loss on logged lists; only the listed items are embedded."""
     layout = model.spec.layout
 
     def loss(samples: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -100,13 +165,12 @@ def count_loss(model: LookaheadEvaluator, sets: tuple[EncodedSet, EncodedSet]) -
         )
         batch = to_batch(encoded, requests, only_BX=lists)
         at = torch.arange(lists.shape[1]).expand(len(requests), -1)
-        a, b = model.logits(batch, at)
-        return model.head.loss(a, b, torch.from_numpy(feedback), torch.from_numpy(carries))
+        return model.head.loss(model.logits(batch, at), torch.from_numpy(feedback), torch.from_numpy(carries))
 
     return loss
 
 
-def to_go_loss(model: LookaheadEvaluator, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
+def to_go_loss(model: Member, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
     """Squared error on the utility still to come in the log, Σ_{i>t} ω w_i y_i / Ū, zeros after leaving included."""
     layout = model.spec.layout
 

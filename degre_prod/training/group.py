@@ -45,9 +45,10 @@ class Worker:
         """The indices below `count` that are this worker's."""
         return range(self.rank, count, self.world)
 
-    def progress(self, folder: Path, done: float, total: float, text: str) -> None:
-        """Leave word for the launcher's progress bar."""
-        write_json(folder / f"progress-{self.rank}.json", {"done": done, "total": total, "text": text})
+    def progress(self, folder: Path, done: float, total: float, text: str, *, unit: str = "") -> None:
+        """Leave word for the launcher's progress bar, which also shows how many of a `unit` a second are done."""
+        told = {"done": done, "total": total, "text": text, "unit": unit}
+        write_json(folder / f"progress-{self.rank}.json", told)
 
 
 def current_worker() -> Worker:
@@ -145,7 +146,7 @@ def _progress_bar(folder: Path, label: str) -> Iterator[None]:
                         line,
                         completed=sum(r["done"] for r in reports),
                         total=sum(r["total"] for r in reports),
-                        text=reports[0]["text"],
+                        text=_told(reports[0], bar.tasks[line].speed),
                     )
 
         thread = threading.Thread(target=follow, daemon=True)
@@ -155,6 +156,12 @@ def _progress_bar(folder: Path, label: str) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
+
+
+def _told(report: dict[str, Any], speed: float | None) -> str:
+    """A report's text, and the speed where it has a unit; `speed` is the group's, a second, over the last half minute."""
+    rate = f"{speed:,.0f} {report['unit']}/s" if report["unit"] and speed is not None else ""
+    return ", ".join(part for part in (rate, str(report["text"])) if part)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

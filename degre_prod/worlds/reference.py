@@ -41,6 +41,18 @@ def reference_values(
     return np.concatenate(values), np.concatenate(lists)
 
 
+def true_beam_values(world: World, user_ids_B: np.ndarray, candidate_ids_BC: np.ndarray, width: int) -> np.ndarray:
+    """Values (B,) of the best list that a beam of this width finds by the true value of prefixes: how far a perfect
+    evaluator without a value to go would get."""
+    out = np.empty(len(user_ids_B))
+    for start in range(0, len(out), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        users, candidates = user_ids_B[part], candidate_ids_BC[part]
+        lists_BL = beam(world.spec, world.problems(users, candidates), width)
+        out[part] = world.true_values(users, candidates, lists_BL[:, None])[:, 0]
+    return out
+
+
 def enumerated(spec: WorldSpec, problems: Problems) -> tuple[np.ndarray, np.ndarray]:
     """The optimum over all ordered lists: values (B,), lists (B, L)."""
     B, C = problems.logits_BC.shape

@@ -20,7 +20,7 @@ from degre_prod.errors import ConfigurationError
 from degre_prod.records import TIMESTAMP, impression_schema
 from degre_prod.schema import DataSchema
 from degre_prod.worlds.catalogue import ITEMS, USERS, Catalogue
-from degre_prod.worlds.spec import WorldSpec, training_requests, world_spec
+from degre_prod.worlds.spec import LOGGING_TEMPERATURE, WorldSpec, training_requests, world_spec
 from degre_prod.worlds.truth import TRUTH_FILE, World, make_world
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,12 +51,17 @@ def simulate(
     train: int | None = None,
     validation: int = 2000,
     test: int = 1000,
+    tau: float = LOGGING_TEMPERATURE,
+    exploration: float = 0.0,
+    traffic: int = 0,
 ) -> dict[str, Any]:
     """Write a simulated data set into the folder `dst` and return its summary; done already means nothing to do.
 
     `train` defaults to 30,000 requests (large) or 40,000 (small); requests come one second apart, training first, then
-    validation, then test. Raises ConfigurationError for an unknown world or size, a count that makes no sense, or a
-    folder that holds something else.
+    validation, then test. `tau` is the temperature of the logging policy: towards 0 the log shows the upstream order alone.
+    `exploration` is the share of requests that show a uniformly random list instead; `traffic` numbers the draws: another
+    number gives other requests of the same users and items. Raises ConfigurationError for an unknown world or size, a
+    count or share that makes no sense, or a folder that holds something else.
     """
     spec = world_spec(world, size)
     counts = {
@@ -66,15 +71,24 @@ def simulate(
     }
     if counts["train"] < 1 or validation < 0 or test < 0 or seed < 0:
         raise ConfigurationError(f"at least one training request, nothing negative; got {counts} and seed {seed}")
+    if tau <= 0:
+        raise ConfigurationError(
+            f"the logging temperature tau is above 0 ({LOGGING_TEMPERATURE} by default), got {tau}"
+        )
+    if not 0 <= exploration <= 1 or traffic < 0:
+        raise ConfigurationError(
+            f"exploration is a share from 0 to 1 and traffic a number from 0; got {exploration} and {traffic}"
+        )
     dst = dst.resolve()
     if dst.exists() and not (dst / MARK).is_file() and (not dst.is_dir() or any(dst.iterdir())):
         raise ConfigurationError(f"{dst} holds something that isn't a data set of ours; name a new or empty folder")
-    made_from = digest("simulate", _FORMAT, world, size, seed, counts)
+    made_from = digest("simulate", _FORMAT, world, size, seed, counts, tau, float(exploration), traffic)
     conversion = dst / "conversion.json"
     if not finished(dst, made_from):
         place = workplace(dst, made_from)
         simulated = make_world(world, size, seed)
-        log = draw_log(simulated, sum(counts.values()), np.random.default_rng([seed, 1]))
+        random = np.random.default_rng([seed, 1 + traffic])
+        log = draw_log(simulated, sum(counts.values()), random, tau=tau, exploration=exploration)
         schema = data_schema(spec, counts["train"], validation)
         write_text(place / "schema.yaml", schema.to_yaml())
         pq.write_table(impressions(log, schema), place / "impressions.parquet")
@@ -86,8 +100,19 @@ def simulate(
     return {"world": world, "size": size, "seed": seed, **json.loads(conversion.read_text())}
 
 
-def draw_log(world: World, requests: int, rng: np.random.Generator) -> Log:
-    """Draw requests, rank them upstream, show a Plackett–Luce sample of that ranking, and let users react."""
+def draw_log(
+    world: World,
+    requests: int,
+    rng: np.random.Generator,
+    *,
+    tau: float = LOGGING_TEMPERATURE,
+    exploration: float = 0.0,
+) -> Log:
+    """Draw requests, rank them upstream, show a Plackett–Luce sample of that ranking (scores over τ), and let users react.
+
+    A share `exploration` of the requests, drawn by lot, shows a uniformly random list; `list_propensity_B` is the chance
+    of the shown list under both together.
+    """
     spec = world.spec
     user_ids_B = rng.integers(1, USERS + 1, size=requests)
     drawn_BC = _distinct(rng, requests, spec.candidates) + 1
@@ -96,7 +121,13 @@ def draw_log(world: World, requests: int, rng: np.random.Generator) -> Log:
     order_BC = np.argsort(-score_BC, axis=1, kind="stable")
     candidate_ids_BC = np.take_along_axis(drawn_BC, order_BC, axis=1)
     upstream_BC = np.take_along_axis(score_BC, order_BC, axis=1)
-    shown_BL, propensity_B = _plackett_luce(upstream_BC / spec.logging_temperature, spec.list_length, rng)
+    logits_BC = upstream_BC.astype(np.float64) / tau
+    shown_BL, propensity_B = _plackett_luce(logits_BC, spec.list_length, rng)
+    if exploration > 0:
+        explored_B = rng.random(requests) < exploration
+        key_XC = rng.random((int(explored_B.sum()), spec.candidates))
+        shown_BL[explored_B] = np.argsort(key_XC, axis=1)[:, : spec.list_length]
+        propensity_B = _mixed_propensity(logits_BC, shown_BL, exploration)
     shown_ids_BL = np.take_along_axis(candidate_ids_BC, shown_BL, axis=1)
     click_BL, seen_BL = react(world, user_ids_B, shown_ids_BL, rng)
     return Log(user_ids_B, candidate_ids_BC, upstream_BC, shown_BL, propensity_B, click_BL, seen_BL)
@@ -130,10 +161,23 @@ def _plackett_luce(logits_BC: np.ndarray, length: int, rng: np.random.Generator)
     logits_BC = logits_BC.astype(np.float64)
     keys_BC = logits_BC + rng.gumbel(size=logits_BC.shape)
     shown_BL = np.argsort(-keys_BC, axis=1, kind="stable")[:, :length]
+    return shown_BL, _list_propensity(logits_BC, shown_BL)
+
+
+def _list_propensity(logits_BC: np.ndarray, shown_BL: np.ndarray) -> np.ndarray:
+    """Probability (B,) of each ordered list under Plackett–Luce."""
     weight_BC = np.exp(logits_BC - logits_BC.max(axis=1, keepdims=True))
     shown_weight_BL = np.take_along_axis(weight_BC, shown_BL, axis=1)
-    left_BL = weight_BC.sum(axis=1, keepdims=True) - np.cumsum(shown_weight_BL, axis=1) + shown_weight_BL
-    return shown_BL, np.prod(shown_weight_BL / left_BL, axis=1)
+    np.put_along_axis(weight_BC, shown_BL, 0.0, axis=1)
+    left_BL = weight_BC.sum(axis=1, keepdims=True) + np.cumsum(shown_weight_BL[:, ::-1], axis=1)[:, ::-1]
+    return np.asarray(np.prod(shown_weight_BL / left_BL, axis=1))
+
+
+def _mixed_propensity(logits_BC: np.ndarray, shown_BL: np.ndarray, exploration: float) -> np.ndarray:
+    """Probability (B,) of each list where a share of the requests shows any list of its length alike."""
+    left_L = logits_BC.shape[1] - np.arange(shown_BL.shape[1], dtype=np.float64)
+    ranked_B = _list_propensity(logits_BC, shown_BL)
+    return np.asarray((1 - exploration) * ranked_B + exploration / np.prod(left_L))
 
 
 def data_schema(spec: WorldSpec, train: int, validation: int) -> DataSchema:

@@ -9,6 +9,7 @@ from degre_prod.errors import ConfigurationError
 
 WORLDS: Final = ("none", "substitutes", "exit", "hooks", "mixed", "saturated")
 SIZES: Final = ("small", "large")
+LOGGING_TEMPERATURE: Final = 0.5  # τ of the Plackett–Luce log on the upstream score
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,6 @@ class WorldSpec:
     taste_weight: float = 0.8
     quality_weight: float = 0.4
     upstream_noise: float = 0.5
-    logging_temperature: float = 0.5
 
     @property
     def has_hooks(self) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from degre_prod.bundle import Bundle
 from degre_prod.encoding.encoder import Encoded
+from orchestration.bench.constrained import constrained_calls
 from orchestration.bench.report import machine
 from orchestration.bench.timing import interleaved_ms, matrix_rate, one_core
 from orchestration.bench.world import catalogue, random_bundle, requests
@@ -54,7 +55,8 @@ def bench_decode(candidates: int, length: int, bundle_folder: Path | None = None
                 {
                     "onnxruntime": lambda i: bundle.decode(encoded[i % REQUESTS], length),
                     "eager": lambda i: generator.decode(batches[i % REQUESTS], length),
-                },
+                }
+                | (constrained_calls(bundle, encoded, length) if bundle.follows_rules else {}),
                 repeats=REPEATS,
                 calls=CALLS,
             )
@@ -72,6 +74,7 @@ def bench_decode(candidates: int, length: int, bundle_folder: Path | None = None
         "length": length,
         "onnxruntime_ms": round(onnx_ms, 4),
         "eager_ms": round(eager_ms, 4),
+        **{f"{name}_ms": round(median(times[name]), 4) for name in ("rules", "exclude") if name in times},
         "speedup_vs_eager": round(eager_ms / onnx_ms, 2),
         "times_flop_floor": round(onnx_ms / (model_macs / rate * 1000), 2),
         "floor_ms": round(model_macs / rate * 1000, 4),
@@ -115,6 +118,7 @@ def _graph_multiply_adds(bundle: Bundle, encoded: Encoded) -> float:
     """Multiply-adds of the exported graph's matrix products, from the shapes the runtime reports for one run."""
     import onnxruntime
 
+    from degre_prod.bundle.decoder import Decoder, graph_of
     from degre_prod.bundle.manifest import ONNX
 
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +127,7 @@ def _graph_multiply_adds(bundle: Bundle, encoded: Encoded) -> float:
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(bundle.path / ONNX), options, providers=["CPUExecutionProvider"])
-        type(bundle.decoder)(session, bundle.decoder.inputs).decode(encoded, 1)
+        Decoder(graph_of(session)).decode(encoded, 1)
         events = json.loads(Path(session.end_profiling()).read_text())
     return sum(_multiply_adds(e["args"]) for e in events if e["name"].endswith("_kernel_time"))
 

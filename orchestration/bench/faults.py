@@ -20,6 +20,7 @@ from orchestration.bench.delay import delayed
 from orchestration.bench.hang import hanging_engine
 from orchestration.bench.load import Load, Sample, percentile, reasons
 from orchestration.bench.report import machine
+from serving.heap import settle_heap
 
 RATE = 60.0
 REPLICAS = 2
@@ -62,6 +63,7 @@ def bench_faults(seconds: float, only: list[str] | None = None, *, rate: float =
         raise ConfigurationError(f"{', '.join(wrong)}: no such fault; there are {', '.join(NAMES)}")
     rows: list[dict[str, Any]] = []
     with bed() as made:
+        settle_heap()
         direct = [name for name in chosen if name != "redis_slow"]
         if direct:
             flag = made.folder / "hang"
@@ -145,6 +147,7 @@ def judge(
         "invalid": sum(not s.valid for s in since),
         "p50_ms": round(percentile([s.took_ms for s in during], 0.5), 2),
         "p99_ms": round(p99_ms, 2),
+        "sent_late_p99_ms": round(percentile([s.late_ms for s in during], 0.99), 2),
         "deadline_ms": deadline_ms,
         "late": len([s for s in bad if s.answered]),
         "recovery_s": round(max(recovery_s, 0.0), 2),

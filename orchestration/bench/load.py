@@ -22,10 +22,12 @@ CLOSE_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request: which one, when it was due (time.monotonic), how long from then to its answer, and what came."""
+    """One request: which one, when it was due (time.monotonic), how much later it was sent, how long from `due` to its
+    answer, and what came."""
 
     request: int
     due: float
+    late_ms: float
     took_ms: float
     answered: bool
     valid: bool
@@ -77,6 +79,7 @@ class Load:
 
     async def _ask(self, client: AsyncRerankClient, index: int, due: float) -> None:
         request = self._requests[index]
+        late_ms = (time.monotonic() - due) * 1000
         answer = await client.rerank(request)
         took_ms = (time.monotonic() - due) * 1000
         ids = answer.ids()
@@ -89,6 +92,7 @@ class Load:
             Sample(
                 index,
                 due,
+                late_ms,
                 took_ms,
                 answer.source != "client_fallback",
                 valid,

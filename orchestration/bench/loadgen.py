@@ -7,6 +7,7 @@ requests are due at moments drawn beforehand, and latency counts from that momen
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import socket
@@ -39,9 +40,13 @@ class Load:
 
 @dataclass(frozen=True)
 class Measured:
-    """Latencies in milliseconds, in order of their end; answers by status and by `source`."""
+    """Latencies in milliseconds, in order of their end; answers by status and by `source`.
+
+    `late_ms`: in open loop, how much later than due each request was sent, in the same order; empty in closed loop.
+    """
 
     latencies_ms: np.ndarray
+    late_ms: np.ndarray
     seconds: float
     statuses: dict[str, int]
     sources: dict[str, int]
@@ -64,7 +69,8 @@ def measure(load: Load) -> Measured:
         command = [sys.executable, "-m", "orchestration.bench.loadgen", str(spec)]
         said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=load.seconds + 90).stdout
     answer = json.loads(said)
-    return Measured(np.array(answer["latencies_ms"]), answer["seconds"], answer["statuses"], answer["sources"])
+    latencies_ms, late_ms = np.array(answer["latencies_ms"]), np.array(answer["late_ms"])
+    return Measured(latencies_ms, late_ms, answer["seconds"], answer["statuses"], answer["sources"])
 
 
 class _Connection:
@@ -118,6 +124,7 @@ class _Run:
         self._lock = threading.Lock()
         self._next = 0
         self._latencies: list[float] = []
+        self._late: list[float] = []
         self._statuses: Counter[str] = Counter()
         self._sources: Counter[str] = Counter()
 
@@ -132,6 +139,7 @@ class _Run:
             thread.join()
         return {
             "latencies_ms": [round(ms, 4) for ms in self._latencies],
+            "late_ms": [round(ms, 4) for ms in self._late],
             "seconds": time.perf_counter() - self._started,
             "statuses": self._statuses,
             "sources": self._sources,
@@ -145,6 +153,7 @@ class _Run:
             wait = due - time.perf_counter()
             if wait > 0:
                 time.sleep(wait)
+            late_ms = (time.perf_counter() - due) * 1000
             try:
                 connection = connection or _Connection(self._host, self._port)
                 status, body = connection.ask(self._requests[index % len(self._requests)])
@@ -154,6 +163,8 @@ class _Run:
             took_ms = (time.perf_counter() - due) * 1000
             with self._lock:
                 self._latencies.append(took_ms)
+                if self._due is not None:
+                    self._late.append(late_ms)
                 self._statuses[str(status)] += 1
                 if source:
                     self._sources[source] += 1
@@ -175,6 +186,7 @@ def _source(body: bytes) -> str:
 
 def main() -> None:
     """Read the load from the file named, print what was measured."""
+    gc.disable()  # nothing here is cyclic, and a collection would make requests late
     spec = json.loads(Path(sys.argv[1]).read_text())
     print(json.dumps(_Run(Load(**spec | {"bodies": tuple(spec["bodies"])}))()))
 

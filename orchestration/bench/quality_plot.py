@@ -1,8 +1,9 @@
-"""Value against price: evaluator calls on the left, seconds of learning on the right. An SVG text."""
+"""Plots of the quality benchmark, as SVG and PNG: value against price, and value by world."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -10,12 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from degre_prod.artefact import written_aside
+
 _STYLE = {"svg.hashsalt": "quality", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 _FREE = {"evaluator_calls": 1, "train_seconds": 0.1}  # a method that pays less is a level line
 
 
-def value_against_price(document: dict[str, Any]) -> str:
-    """Draw the document's curves, teachers left out, best method first in the legend."""
+def draw_curves(document: dict[str, Any], out: Path) -> None:
+    """Write `out`.svg and `out`.png: the document's curves, teachers left out, best method first in the legend."""
     methods = document["methods"]
     names = [name for name in document["curves"] if not methods[name]["teacher"]]
     names.sort(key=lambda name: -methods[name]["mean"])
@@ -23,7 +26,11 @@ def value_against_price(document: dict[str, Any]) -> str:
         figure = Figure(figsize=(10, 4.6), layout="constrained")
         by_calls, by_seconds = figure.subplots(1, 2, sharey=True)
         for index, name in enumerate(names):
-            look = {"color": "black", "lw": 2.2} if name == "degre" else {"color": f"C{index % 10}", "lw": 1.3}
+            look = (
+                {"color": "black", "lw": 2.2, "marker": "o"}
+                if name == "degre"
+                else {"color": f"C{index % 10}", "lw": 1.3, "marker": "os^"[index // 10 % 3]}
+            )
             points = document["curves"][name]
             _draw(by_calls, points, "evaluator_calls", look)
             _draw(by_seconds, points, "train_seconds", {**look, "label": name})
@@ -40,13 +47,44 @@ def value_against_price(document: dict[str, Any]) -> str:
         count = len(document["seeds"])
         figure.suptitle(f"{document['size']} {document['world']}, {count} seed{'s' if count > 1 else ''}")
         figure.legend(loc="outside right center", frameon=False)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+        _save(figure, out)
 
 
 def _draw(axes: Axes, points: list[dict[str, float]], price: str, look: dict[str, Any]) -> None:
     if points[-1][price] < _FREE[price]:
-        axes.axhline(points[-1]["mean"], ls=":", **look)
+        axes.axhline(points[-1]["mean"], ls=":", **{**look, "marker": None})
     else:
-        axes.plot([p[price] for p in points], [p["mean"] for p in points], marker="o", ms=4, **look)
+        axes.plot([p[price] for p in points], [p["mean"] for p in points], ms=4, **look)
+
+
+def draw_worlds(documents: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write `out`.svg and `out`.png: every method's value with its interval, one panel a world, best method on top."""
+    names = sorted({name for d in documents for name in d["methods"]}, key=lambda name: _mean_of(documents, name))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.2 + 2.1 * len(documents), 0.9 + 0.27 * len(names)), layout="constrained")
+        panels = figure.subplots(1, len(documents), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, document in zip(panels, documents, strict=True):
+            for row, name in enumerate(names):
+                method = document["methods"].get(name)
+                if method is not None:
+                    low, high = method["interval"]
+                    colour = "black" if name == "degre" else "#94a3b8" if method["teacher"] else "C0"
+                    axes.plot([low, high], [row, row], color=colour, lw=1.6)
+                    axes.plot(method["mean"], row, marker="o", ms=4.5, color=colour)
+            axes.set(title=document["world"], yticks=range(len(names)), yticklabels=names)
+            axes.grid(color="#e2e8f0", axis="x")
+            axes.tick_params(axis="y", length=0)
+        figure.supxlabel("true value over the reference, 95 % interval; grey: searches while answering", fontsize=10)
+        _save(figure, out)
+
+
+def _mean_of(documents: Sequence[dict[str, Any]], name: str) -> float:
+    of = [d["methods"][name]["mean"] for d in documents if name in d["methods"]]
+    return float(sum(of) / len(of))
+
+
+def _save(figure: Figure, out: Path) -> None:
+    with written_aside(out.with_suffix(".svg")) as aside:
+        figure.savefig(aside, format="svg", metadata={"Date": None, "Creator": None})
+    with written_aside(out.with_suffix(".png")) as aside:
+        figure.savefig(aside, format="png", dpi=130)

@@ -1,68 +1,82 @@
 """What the quality benchmark makes for one seed, each step a folder that is made once.
 
     seed-S/
-      data/  training_set/  encoded/  evaluator/
-      reference/          the reference lists' true values of the test requests
-      mined-SHARE/        SHARE of the requests, each with all that mining gives
-      generator-SHARE/
-      answers/METHOD-SHARE/   its lists for the test requests, what it cost
+      data/  training_set/  encoded/     the log; with -tau-… or -exploration-… behind the names where that is not as usual
+      evaluator-KEY/  mined-KEY/  generator-KEY/  budget-KEY/  diagnostics-KEY/
+      reference/                         true values of the reference lists and of a true-value beam
+      exploration/  …  judge-KEY/        the judge's own log of random lists, and the judge
+      answers/METHOD-SHARE-KEY/          its lists for the test requests, what it cost
 
-An interrupted step starts again, so that its seconds are those of one go.
+KEY is the hash of all that the folder depends on, so settings that agree on a step share it. An interrupted step starts
+again, so that its seconds are those of one go.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from degre_prod.artefact import digest, finished, made_from, publish, workplace, write_json
+from degre_prod.artefact import digest, made_from, write_json
 from degre_prod.baselines.calls import Calls, CountingEvaluator
 from degre_prod.baselines.click_to_top import decoded
 from degre_prod.baselines.material import Material, Ranker
 from degre_prod.baselines.registry import GRADED, METHODS
 from degre_prod.config import Settings
 from degre_prod.encoding.encoder import load_encoder
-from degre_prod.encoding.splits import encode_splits
 from degre_prod.encoding.store import EncodedSet, load_encoded
+from degre_prod.evaluation.diagnostics import break_down, diagnose
 from degre_prod.evaluation.enumeration import all_values
+from degre_prod.mining.beam import Leaves
 from degre_prod.mining.mine import minable_requests, mine, mine_requests
 from degre_prod.models.evaluator import LookaheadEvaluator
-from degre_prod.schema import load_schema
+from degre_prod.models.generator import Generator
+from degre_prod.models.judge import Judge
 from degre_prod.training.evaluator import train_evaluator
-from degre_prod.training.generator import train_generator
-from degre_prod.training.modules import load_evaluator, load_generator
-from degre_prod.worlds.reference import reference_values
+from degre_prod.training.generator import generator_spec, train_generator
+from degre_prod.training.judge import train_judge
+from degre_prod.training.modules import load_evaluator, load_generator, load_judge
+from degre_prod.training.own_lists import own_lists
+from degre_prod.worlds.reference import reference_values, true_beam_values
 from degre_prod.worlds.simulate import simulate
+from degre_prod.worlds.spec import LOGGING_TEMPERATURE
 from degre_prod.worlds.truth import World, load_world
-from orchestration.bench.direct_join import join_by_id
+from orchestration.bench.quality_folders import FORMAT, encode, keep_newest, seconds_of, step
+from orchestration.bench.quality_variants import VARIANTS
 
 DEGRE = "degre"
-_FORMAT = 1
+TRUE_BEAM = {"small": 8, "large": 32}  # widths of the true-value beams of METHOD §2 and §6
 _PROBE = 8  # requests mined once more through a counter; all of a world's requests cost the same
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, beside the seed: world, size, counts of requests, and the settings of evaluator, mining, generator."""
+    """What is measured, beside the seed: world, size, counts of requests, settings, and what the log is like.
+
+    `tau`: temperature of the logging policy · `exploration`: share of logged requests that show a random list ·
+    `log_share`: how much of the training log is used, its newest part.
+    """
 
     world: str
     size: str
     logs: int
     test: int
     settings: Settings
+    tau: float = LOGGING_TEMPERATURE
+    exploration: float = 0.0
+    log_share: float = 1.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A method's lists (R, L) of the test requests and its price: learning apart from answering."""
+    """A method's lists (R, L) of the test requests and its price, in CPU seconds: learning apart from answering."""
 
     lists: np.ndarray
     train_calls: int
@@ -83,61 +97,113 @@ class SeedRun:
     def settings(self) -> Settings:
         """The plan's settings with every seed replaced by this run's."""
         s = self.plan.settings
-        return s.model_copy(
-            update={
-                name: getattr(s, name).model_copy(update={"seed": self.seed}) for name in ("evaluator", "generator")
-            }
-        )
+        sections = ("evaluator", "generator", "judge")
+        return s.model_copy(update={name: getattr(s, name).model_copy(update={"seed": self.seed}) for name in sections})
+
+    def variant(self, method: str) -> SeedRun:
+        """The run whose settings this row of the table was learnt with: another one for a name in VARIANTS."""
+        if method not in VARIANTS:
+            return self
+        return replace(self, plan=replace(self.plan, settings=VARIANTS[method](self.plan.settings)))
 
     @property
+    def _suffix(self) -> str:
+        told = {"tau": (self.plan.tau, LOGGING_TEMPERATURE), "exploration": (self.plan.exploration, 0.0)}
+        return "".join(f"-{name}-{value:g}" for name, (value, usual) in told.items() if value != usual)
+
+    @cached_property
     def dataset(self) -> Path:
         """The simulated data set."""
-        return self.folder / "data"
+        plan, folder = self.plan, self.folder / f"data{self._suffix}"
+        simulate(
+            plan.world,
+            plan.size,
+            folder,
+            seed=self.seed,
+            train=plan.logs,
+            test=plan.test,
+            tau=plan.tau,
+            exploration=plan.exploration,
+        )
+        return folder
 
-    def prepare(self) -> None:
-        """Simulate, join, encode."""
+    @cached_property
+    def encoded(self) -> Path:
+        """Joined, encoded: the folder of the splits and the encoder."""
         plan = self.plan
-        simulate(plan.world, plan.size, self.dataset, seed=self.seed, train=plan.logs, test=plan.test)
-        rows, encoded = self.folder / "training_set", self.folder / "encoded"
-        key = digest("join by id", _FORMAT, made_from(self.dataset))
-        _step(rows, key, lambda place: join_by_id(self.dataset, place))
-        schema = load_schema(self.dataset)
-        _step(encoded, digest("encode", _FORMAT, key), lambda place: encode_splits(rows, schema, place))
+        whole = encode(
+            self.dataset, self.folder / f"training_set{self._suffix}", self.folder / f"encoded{self._suffix}"
+        )
+        if plan.log_share == 1:
+            return whole
+        key = digest("newest", FORMAT, made_from(whole), plan.log_share)
+        return self.made("encoded", key, lambda place: keep_newest(whole, plan.log_share, place))
 
-    def train_evaluator(self) -> None:
+    @cached_property
+    def evaluator_folder(self) -> Path:
         """Evaluator and value to go."""
-        encoded, settings = self.folder / "encoded", self.settings.evaluator.model_dump()
-        key = digest("evaluator", _FORMAT, made_from(encoded), settings)
-        config = {"encoded": str(encoded), "evaluator": settings}
-        _step(self.folder / "evaluator", key, lambda place: train_evaluator({**config, "folder": str(place)}))
+        settings = self.settings.evaluator.model_dump()
+        key = digest("evaluator", FORMAT, made_from(self.encoded), settings)
+        config = {"encoded": str(self.encoded), "evaluator": settings}
+        return self.made("evaluator", key, lambda place: train_evaluator({**config, "folder": str(place)}))
 
-    def find_reference(self) -> None:
-        """True values of the reference lists; of all lists where there are few enough to enumerate."""
-        key = digest("reference", _FORMAT, made_from(self.dataset))
+    @cached_property
+    def reference(self) -> Path:
+        """True values of the reference lists, of a true-value beam's, and of all lists where they can be enumerated."""
+        width = TRUE_BEAM[self.plan.size]
+        key = digest("reference", FORMAT, made_from(self.dataset), width)
+        folder = self.folder / f"reference{self._suffix}"
 
         def work(place: Path) -> None:
             users, candidates = self.test_ids
             np.save(place / "best.npy", reference_values(self.truth, users, candidates)[0])
+            np.save(place / "true_beam.npy", true_beam_values(self.truth, users, candidates, width))
             if self.plan.size == "small":
                 np.save(place / "all.npy", all_values(self.truth, users, candidates))
 
-        _step(self.folder / "reference", key, work)
+        step(folder, key, work)
+        return folder
 
-    def generator(self, share: float) -> Path:
-        """Mine `share` of the requests and train a generator on them, with as many optimiser steps as for all of them."""
-        evaluator, encoded = self.folder / "evaluator", self.folder / "encoded"
+    @cached_property
+    def judge_folder(self) -> Path:
+        """A judge trained on a log of random lists of its own, encoded as this run's log is."""
+        log, rows, out = (self.folder / name for name in ("exploration", "exploration_rows", "exploration_encoded"))
+        plan, settings = self.plan, self.settings.judge.model_dump()
+        simulate(plan.world, plan.size, log, seed=self.seed, train=plan.logs, test=1, exploration=1.0, traffic=1)
+        encoded = encode(log, rows, out, encoder=self.encoded / "encoder.json")
+        key = digest("judge", FORMAT, made_from(encoded), settings)
+        config = {"encoded": str(encoded), "judge": settings, "requests": "all"}
+        return self.made("judge", key, lambda place: train_judge({**config, "folder": str(place)}))
+
+    @cached_property
+    def diagnostics(self) -> dict[str, Any]:
+        """How far this run's evaluator can be believed."""
+        key = digest("diagnostics", FORMAT, made_from(self.evaluator_folder), made_from(self.dataset), self.plan.test)
+
+        def work(place: Path) -> None:
+            held_out = (self.split("test"), self.truth, *self.test_ids)
+            found = asdict(diagnose(self.evaluator, *held_out))
+            detail = asdict(break_down(self.evaluator, self.split("validation"), *held_out))
+            write_json(place / "diagnostics.json", found | {"detail": detail})
+
+        return dict(json.loads((self.made("diagnostics", key, work) / "diagnostics.json").read_text()))
+
+    def mined(self, share: float) -> Path:
+        """Lists mined for `share` of the requests."""
         mining = self.settings.mining
         mining = mining.model_copy(update={"requests": max(1, round(mining.requests * share))})
-        learning = self.settings.generator
+        key = digest("mined", FORMAT, made_from(self.evaluator_folder), mining.model_dump())
+        config = {"encoded": str(self.encoded), "evaluator": str(self.evaluator_folder), "mining": mining.model_dump()}
+        return self.made("mined", key, lambda place: mine({**config, "folder": str(place)}))
+
+    def generator(self, share: float) -> Path:
+        """A generator of what was mined for `share` of the requests, with as many optimiser steps as for all of them."""
+        mined, learning = self.mined(share), self.settings.generator
         learning = learning.model_copy(update={"epochs": max(1, round(learning.epochs / share))})
-        mined, out = self.folder / f"mined-{share:g}", self.folder / f"generator-{share:g}"
-        mined_key = digest("mined", _FORMAT, made_from(evaluator), mining.model_dump())
-        config = {"encoded": str(encoded), "evaluator": str(evaluator), "mining": mining.model_dump()}
-        _step(mined, mined_key, lambda place: mine({**config, "folder": str(place)}))
-        key = digest("generator", _FORMAT, mined_key, learning.model_dump())
-        learn = {"encoded": str(encoded), "mined": str(mined), "generator": learning.model_dump()}
-        _step(out, key, lambda place: train_generator({**learn, "folder": str(place)}))
-        return out
+        key = digest("generator", FORMAT, made_from(mined), learning.model_dump())
+        learn = {"encoded": str(self.encoded), "mined": str(mined), "generator": learning.model_dump()}
+        learn |= {"evaluator": str(self.evaluator_folder), "mining": self.settings.mining.model_dump()}
+        return self.made("generator", key, lambda place: train_generator({**learn, "folder": str(place)}))
 
     @cached_property
     def truth(self) -> World:
@@ -157,25 +223,42 @@ class SeedRun:
     @cached_property
     def evaluator(self) -> LookaheadEvaluator:
         """The trained evaluator."""
-        return load_evaluator(self.folder / "evaluator")
+        return load_evaluator(self.evaluator_folder, pessimism=self.settings.mining.pessimism)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The trained judge."""
+        return load_judge(self.judge_folder)
 
     def split(self, name: str) -> EncodedSet:
         """An encoded split."""
-        return load_encoded(self.folder / "encoded" / name)
+        return load_encoded(self.encoded / name)
 
     @cached_property
     def mining_calls(self) -> int:
-        """Evaluator calls that mining all requests takes: the budget of every method that learns from graded lists."""
-        train, mining, calls = self.split("train"), self.settings.mining, Calls()
-        requests = minable_requests(train, self.evaluator.spec.layout.list_length, mining.requests)
-        probe = requests[:_PROBE]
-        mine_requests(CountingEvaluator(self.evaluator, calls), train, probe, mining)
-        return calls.count * len(requests) // len(probe)
+        """Evaluator calls that mining all requests takes, the generator's own lists included: the budget of every method that
+        learns from graded lists."""
+        mining, rounds = self.settings.mining, self.settings.generator.on_policy_rounds
+        key = digest("budget", FORMAT, made_from(self.evaluator_folder), mining.model_dump(), rounds)
+
+        def work(place: Path) -> None:
+            train, calls = self.split("train"), Calls()
+            requests = minable_requests(train, self.evaluator.spec.layout.list_length, mining.requests)
+            probe = requests[:_PROBE]
+            counting = CountingEvaluator(self.evaluator, calls)
+            mined = mine_requests(counting, train, probe, mining)
+            kept = Leaves(torch.from_numpy(mined["lists"].astype(np.int64)), torch.from_numpy(mined["utility"]))
+            untrained = Generator(generator_spec(self.evaluator.spec.layout, self.settings.generator))
+            for _ in range(rounds):
+                own_lists(untrained, counting, train, probe, kept, mining)
+            write_json(place / "calls.json", calls.count * len(requests) // len(probe))
+
+        return int(json.loads((self.made("budget", key, work) / "calls.json").read_text()))
 
     def material(self, share: float) -> Material:
         """What a baseline is given; `share` of the budget."""
         train, L = self.split("train"), self.evaluator.spec.layout.list_length
-        schema = load_encoder(self.folder / "encoded" / "encoder.json").schema
+        schema = load_encoder(self.encoded / "encoder.json").schema
         return Material(
             train=train,
             validation=self.split("validation"),
@@ -189,54 +272,53 @@ class SeedRun:
         )
 
     def answer(self, method: str, share: float) -> Answer:
-        """The method's lists on the test requests; learnt once. `share` matters to `degre` and the graded methods."""
-        depends = method == DEGRE or method in GRADED
-        out = self.folder / "answers" / (f"{method}-{share:g}" if depends else method)
-        settings = {name: getattr(self.settings, name).model_dump() for name in ("mining", "generator")}
-        key = digest("answer", _FORMAT, method, made_from(self.folder / "evaluator"), settings, share if depends else 1)
-        _step(out, key, lambda place: self._answer(method, share, place))
+        """The method's lists on the test requests; learnt once. `share` matters to `degre`, its variants and the graded
+        methods."""
+        run = self.variant(method)
+        depends = is_priced(method)
+        settings = {name: getattr(run.settings, name).model_dump() for name in ("mining", "generator")}
+        key = digest("answer", FORMAT, method, made_from(run.evaluator_folder), settings, share if depends else 1)
+        name = f"answers/{method}-{share:g}" if depends else f"answers/{method}"
+        out = self.made(name, key, lambda place: run._answer(method, share, place))
         price = json.loads((out / "price.json").read_text())
         return Answer(np.load(out / "lists.npy"), **price)
 
     def _answer(self, method: str, share: float, place: Path) -> None:
         calls = Calls()
         rank: Ranker
-        if method == DEGRE:
+        ours = is_ours(method)
+        if ours:
             folder = self.generator(share)
             rank = partial(decoded, load_generator(folder), length=self.evaluator.spec.layout.list_length)
             train_calls = int(self.mining_calls * share)
-            train_seconds = seconds_of(folder) + seconds_of(self.folder / f"mined-{share:g}")
+            train_seconds = seconds_of(folder) + seconds_of(self.mined(share))
         else:
             material = self.material(share)
-            started = time.perf_counter()
+            started = time.process_time()
             rank = METHODS[method](material, calls)
-            train_calls, train_seconds = calls.count, time.perf_counter() - started
-        started = time.perf_counter()
+            train_calls, train_seconds = calls.count, time.process_time() - started
+        started = time.process_time()
         lists = rank(self.split("test"))
         price: dict[str, Any] = {
             "train_calls": train_calls,
             "train_seconds": train_seconds,
-            "answer_calls": calls.count - train_calls if method != DEGRE else 0,
-            "answer_seconds": time.perf_counter() - started,
+            "answer_calls": 0 if ours else calls.count - train_calls,
+            "answer_seconds": time.process_time() - started,
         }
         np.save(place / "lists.npy", lists)
         write_json(place / "price.json", price)
 
+    def made(self, name: str, key: str, work: Callable[[Path], None]) -> Path:
+        folder = self.folder / f"{name}-{key[:8]}"
+        step(folder, key, work)
+        return folder
 
-def seconds_of(folder: Path) -> float:
-    """How long the step took that made this folder."""
-    return float(json.loads((folder / "seconds.json").read_text()))
+
+def is_ours(method: str) -> bool:
+    """`degre` or one of its variants."""
+    return method == DEGRE or method in VARIANTS
 
 
-def _step(folder: Path, key: str, work: Callable[[Path], None]) -> None:
-    if finished(folder, key):
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(workplace(folder, key))
-    place = workplace(folder, key)
-    started = time.perf_counter()
-    work(place)
-    write_json(place / "seconds.json", time.perf_counter() - started)
-    for note in place.glob("progress-*.json"):
-        note.unlink()
-    publish(folder, key)
+def is_priced(method: str) -> bool:
+    """Whether the method's value depends on how many evaluator calls it may spend."""
+    return is_ours(method) or method in GRADED

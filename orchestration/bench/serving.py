@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from degre_prod.config import Settings
 from degre_prod.errors import ConfigurationError, ServiceError
 from degre_prod.requests import Request
@@ -75,6 +77,7 @@ def bench_serving(candidates: int, length: int) -> dict[str, Any]:
             "p50_ms": round(p50, 2),
             "p99_ms": round(p99, 2),
             "p99_over_p50": round(p99 / p50, 2),
+            "sent_late_p99_ms": round(median(float(np.quantile(m.late_ms, 0.99)) for m in tail), 2),
             "repeats": [
                 {f"p{round(q * 100)}_ms": round(m.quantile_ms(q), 2) for q in (0.5, 0.9, 0.99, 1.0)} for m in tail
             ],
@@ -143,6 +146,7 @@ def _script() -> Path:
 @contextmanager
 def _naive(script: Path, root: Path, dataset: Path, redis_url: str) -> Iterator[str]:
     """The common way in a process of its own, gone afterwards."""
+    from serving.deploy import NICENESS
     from serving.haproxy import free_port
 
     port = free_port("127.0.0.1")
@@ -152,6 +156,7 @@ def _naive(script: Path, root: Path, dataset: Path, redis_url: str) -> Iterator[
         command += [f"--{name}", str(value)]
     # The script imports ray.serve at once, as the documentation's examples do: the token must be there before.
     variables = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    variables |= NICENESS  # as ours: neither side gives way to the load generator
     with (root / "naive.log").open("w+") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=variables

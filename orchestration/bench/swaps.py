@@ -18,6 +18,7 @@ from degre_prod.requests import Id
 from orchestration.bench.bed import Bed, bed, readyz, replica_urls, service, until
 from orchestration.bench.load import Load, percentile
 from orchestration.bench.report import machine
+from serving.heap import settle_heap
 from serving.plan import PlanArm, publish_plan
 
 
@@ -27,6 +28,7 @@ def bench_swaps(swaps: int, rate: float, *, replicas: int = 1) -> dict[str, Any]
     `strangers` counts answers by a bundle that was not serving nor being swapped in, `degraded` those with a reason.
     """
     with bed() as made, service(made, replicas=replicas) as url:
+        settle_heap()
         return swap_under_load(made, url, swaps, rate, replicas)
 
 

@@ -117,8 +117,9 @@ def random_bundle(world: Catalogue, folder: Path, candidates: int, seed: int = 0
 
     from degre_prod.config import GeneratorConfig
     from degre_prod.encoding.fit import fit_encoder
-    from degre_prod.models.generator import Generator, GeneratorSpec
+    from degre_prod.models.generator import Generator
     from degre_prod.training.export import Lineage, write_bundle
+    from degre_prod.training.generator import generator_spec
 
     rows = [
         (r, world.columns("user", np.array([r.user_id])), world.columns("item", np.array(r.candidate_ids)))
@@ -126,8 +127,7 @@ def random_bundle(world: Catalogue, folder: Path, candidates: int, seed: int = 0
     ]
     encoder = fit_encoder(world.schema, rows)
     torch.manual_seed(seed)
-    config = GeneratorConfig()
-    generator = Generator(GeneratorSpec(encoder.layout(), config.width, config.encoder_layers))
+    generator = Generator(generator_spec(encoder.layout(), GeneratorConfig()))
     moment = datetime.fromtimestamp(EVENT_US / 1e6, UTC)
     lineage = Lineage("bench", moment, "bench", "bench", "bench", (moment, moment), {})
     return write_bundle(folder, generator, encoder, rows[:5], lineage)

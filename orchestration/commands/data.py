@@ -88,6 +88,9 @@ def simulate(
     ] = None,
     validation: Annotated[int, typer.Option(help="validation requests", min=0)] = 2000,
     test: Annotated[int, typer.Option(help="test requests", min=0)] = 1000,
+    tau: Annotated[
+        float, typer.Option(help="temperature of the logging policy; .1 shows hardly more than one order")
+    ] = 0.5,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -99,7 +102,7 @@ def simulate(
 
     with _steps(f"simulate {world}") as say:
         say("drawing users, lists and feedback")
-        document = run(world, size, dst, seed=seed, train=train, validation=validation, test=test)
+        document = run(world, size, dst, seed=seed, train=train, validation=validation, test=test, tau=tau)
         say("validating")
         report = _validate(dst, config)
     _finish(dst, {"simulation": document}, report, as_json)

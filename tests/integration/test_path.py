@@ -105,7 +105,7 @@ def test_two_ray_workers_take_the_same_path_and_survive_a_crash(
         (run.folder / name).symlink_to(getattr(alone, name))
     with stages.ray_cluster(run):
         stages.mine(run)
-        assert [f.name for f in sorted(run.mined.iterdir())] == ["made_from.json", *SHARDS]
+        assert [f.name for f in sorted(run.mined.iterdir())] == ["made_from.json", "mining.json", *SHARDS]
         for name in SHARDS:
             with np.load(run.mined / name) as ours, np.load(alone.mined / name) as theirs:
                 for key in theirs:

@@ -61,17 +61,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_evaluator_training_goes_on_to_the_same_weights(world: Path, tmp_path: Path) -> None:
-    settings = EvaluatorConfig(width=8, epochs=3, min_steps=1, batch_size=16, togo_steps=12).model_dump()
+    sizes = {"width": 8, "epochs": 3, "attention_epochs": 2, "min_steps": 1, "batch_size": 16, "togo_steps": 12}
+    settings = EvaluatorConfig(**sizes).model_dump()
     config = {"encoded": str(world), "evaluator": settings}
     whole, interrupted = config | {"folder": str(tmp_path / "whole")}, config | {"folder": str(tmp_path / "killed")}
     (tmp_path / "whole").mkdir()
     train_evaluator(whole)
-    # Four batches an epoch: two steps into the second epoch of the second network.
-    killed("degre_prod.training.evaluator.train_evaluator", "degre_prod.training.loop._backward", 18, interrupted)
-    assert {f.name for f in (tmp_path / "killed").glob("*.pt")} == {"evaluator.pt", "value_to_go.pt"}
-    first = (tmp_path / "killed" / "evaluator.pt").stat().st_mtime_ns
+    # Four batches an epoch: two steps into the second epoch of the third network, after both forms of the first.
+    killed("degre_prod.training.evaluator.train_evaluator", "degre_prod.training.loop._backward", 26, interrupted)
+    forms = [tmp_path / "killed" / f"evaluator_{form}.pt" for form in ("additive", "attention")]
+    assert set((tmp_path / "killed").glob("*.pt")) == {*forms, tmp_path / "killed" / "value_to_go.pt"}
+    first = [file.stat().st_mtime_ns for file in forms]
     train_evaluator(interrupted)
-    assert (tmp_path / "killed" / "evaluator.pt").stat().st_mtime_ns == first  # not trained again
+    assert [file.stat().st_mtime_ns for file in forms] == first  # not trained again
     for name in ("evaluator.safetensors", "pointwise.safetensors", "curves.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -29,9 +29,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Crafted:
     return crafted.crafted(tmp_path_factory.mktemp("world"), counts=counts)
 
 
-@pytest.fixture(scope="module")
-def model(world: Crafted) -> Generator:
-    return crafted.generator(world.encoder)
+@pytest.fixture(scope="module", params=["gru", "attention"])
+def model(request: pytest.FixtureRequest, world: Crafted) -> Generator:
+    return crafted.generator(world.encoder, decoder=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_no_item_twice_and_no_padding(model: Generator, batch: TensorBatch) -> N
             assert margins[r, n - 1] > 1e8  # nothing else was left
 
 
-def test_ties_go_to_the_smaller_prior_rank(world: Crafted, batch: TensorBatch) -> None:
-    model = crafted.zeroed(crafted.generator(world.encoder))
+def test_ties_go_to_the_smaller_prior_rank(model: Generator, world: Crafted, batch: TensorBatch) -> None:
+    model = crafted.zeroed(crafted.generator(world.encoder, decoder=model.spec.decoder))
     full = {name: value[batch["mask"].all(1)] for name, value in batch.items()}
     order, margins = decode(model, full)
     assert (order == torch.arange(L)).all()

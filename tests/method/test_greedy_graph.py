@@ -10,8 +10,10 @@ import torch
 
 from degre_prod.bundle.decoder import Decoder, open_decoder
 from degre_prod.encoding.encoder import GROUPS, Encoded, Layout
+from degre_prod.models.decoders import DecoderForm
 from degre_prod.models.generator import Generator, GeneratorSpec
 from degre_prod.training.greedy_graph import export_onnx
+from degre_prod.training.step_graph import export_steps
 
 L = 4
 NUMBERS = Layout({"item": 8, "prior": 6, "user": 4, "context": 1}, dict.fromkeys(GROUPS, ()), L, 1)
@@ -23,14 +25,15 @@ CATEGORIES = Layout(
 )
 
 
-def model(layout: Layout, folder: Path, layers: int = 1) -> tuple[Generator, Decoder]:
+def model(layout: Layout, folder: Path, layers: int = 1, decoder: DecoderForm = "gru") -> tuple[Generator, Decoder]:
     torch.manual_seed(0)
-    generator = Generator(GeneratorSpec(layout, width=16, encoder_layers=layers)).eval()
+    generator = Generator(GeneratorSpec(layout, 16, layers, decoder)).eval()
     with torch.no_grad():  # biases and norms start at 0 and 1, which would hide a mistake in folding them
         for parameter in generator.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
     export_onnx(generator, folder / "generator.onnx")
-    return generator, open_decoder(folder / "generator.onnx")
+    export_steps(generator, folder / "encode.onnx", folder / "step.onnx")
+    return generator, open_decoder(*(folder / f"{name}.onnx" for name in ("generator", "encode", "step")))
 
 
 def encoded(layout: Layout, C: int, rng: np.random.Generator) -> Encoded:

@@ -16,7 +16,7 @@ from degre_prod.errors import ConfigurationError, DataError
 from degre_prod.records import impression_model, impression_schema
 from degre_prod.schema import load_schema
 from degre_prod.worlds.catalogue import ITEMS, USERS
-from degre_prod.worlds.reference import hook_first, reference_values
+from degre_prod.worlds.reference import hook_first, reference_values, true_beam_values
 from degre_prod.worlds.search import beam, local_search
 from degre_prod.worlds.simulate import draw_log, react, simulate
 from degre_prod.worlds.spec import SIZES, WORLDS, world_spec
@@ -163,10 +163,11 @@ def test_logged_clicks_average_to_the_truth_of_the_logged_lists(size: str) -> No
     assert (np.diff(log.upstream_BC, axis=1) <= 0).all(), "candidates come in upstream order"
 
 
-def test_logging_policy_is_plackett_luce_with_the_propensity_it_states() -> None:
+@pytest.mark.parametrize("tau", [0.5, 0.1])
+def test_logging_policy_is_plackett_luce_with_the_propensity_it_states(tau: float) -> None:
     world = make_world("none", "small", 0)
-    log = draw_log(world, 20_000, np.random.default_rng(4))
-    weight = np.exp(log.upstream_BC.astype(float) / 0.5)
+    log = draw_log(world, 20_000, np.random.default_rng(4), tau=tau)
+    weight = np.exp(log.upstream_BC.astype(float) / tau)
     first = weight / weight.sum(axis=1, keepdims=True)
     shown_first = np.zeros_like(first)
     np.put_along_axis(shown_first, log.shown_BL[:, :1], 1.0, axis=1)
@@ -195,7 +196,7 @@ def test_dataset_holds_the_contract_and_hides_the_truth(dataset: Path) -> None:
     first_test = log["event_timestamp"][350].as_py()
     assert schema.test_start == first_test
     contract = impression_schema(schema)
-    unused = {"seen", "propensity", "bundle", "arm", "source", "created_timestamp"}
+    unused = {"seen", "propensity", "bundle", "arm", "source", "confirmed", "created_timestamp"}
     assert log.schema.equals(pa.schema([field for field in contract if field.name not in unused]))
     for row in log.to_pylist():
         impression_model(schema).model_validate(row)
@@ -236,6 +237,58 @@ def test_done_already_writes_nothing(dataset: Path) -> None:
     assert sorted(path.name for path in dataset.parent.iterdir()) == ["set"]
 
 
+def test_the_temperature_of_the_logging_policy_is_part_of_the_data_set(tmp_path: Path) -> None:
+    for folder, tau in (("usual", {}), ("said", {"tau": 0.5}), ("narrow", {"tau": 0.1})):
+        simulate("mixed", "small", tmp_path / folder, train=200, validation=0, test=0, **tau)
+    usual, said, narrow = (tmp_path / name / "impressions.parquet" for name in ("usual", "said", "narrow"))
+    assert file_digest(usual) == file_digest(said)
+    logs = [pq.read_table(file).to_pylist() for file in (usual, narrow)]
+    first = [np.mean([row["shown_ids"][0] == row["candidate_ids"][0] for row in log]) for log in logs]
+    assert first[0] < 0.7 < first[1]
+
+
+@pytest.mark.parametrize("exploration", [1.0, 0.4])
+def test_a_share_of_the_requests_shows_any_list_alike_with_the_propensity_it_states(exploration: float) -> None:
+    world = make_world("none", "small", 0)
+    usual = draw_log(world, 20_000, np.random.default_rng(4))
+    log = draw_log(world, 20_000, np.random.default_rng(4), exploration=exploration)
+    np.testing.assert_array_equal(log.candidate_ids_BC, usual.candidate_ids_BC)
+    assert (np.sort(log.shown_BL, axis=1)[:, 1:] > np.sort(log.shown_BL, axis=1)[:, :-1]).all(), "distinct"
+    unchanged = (log.shown_BL == usual.shown_BL).all(axis=1).mean()
+    assert abs(unchanged - (1 - exploration)) < 0.02
+    first = np.bincount(log.shown_BL[:, 0], minlength=8) / 20_000
+    ranked = np.bincount(usual.shown_BL[:, 0], minlength=8) / 20_000
+    np.testing.assert_allclose(first, exploration / 8 + (1 - exploration) * ranked, atol=0.015)
+    by_rank = np.array([1 / 8, 1 / 7, 1 / 6, 1 / 5]).prod()
+    if exploration == 1:
+        np.testing.assert_allclose(log.list_propensity_B, by_rank, rtol=1e-9)
+    else:
+        same = (log.shown_BL == usual.shown_BL).all(axis=1)
+        np.testing.assert_allclose(
+            log.list_propensity_B[same],
+            exploration * by_rank + (1 - exploration) * usual.list_propensity_B[same],
+            rtol=1e-9,
+        )
+
+
+def test_other_traffic_is_other_requests_of_the_same_world(tmp_path: Path) -> None:
+    for traffic in (0, 1):
+        simulate("mixed", "small", tmp_path / str(traffic), train=40, validation=0, test=0, traffic=traffic)
+    one, other = (tmp_path / str(t) for t in (0, 1))
+    assert file_digest(one / "item_features.parquet") == file_digest(other / "item_features.parquet")
+    assert load_world(one).seed == load_world(other).seed
+    users = [pq.read_table(f / "impressions.parquet")["user_id"].to_pylist() for f in (one, other)]
+    assert users[0] != users[1]
+
+
+def test_a_true_value_beam_plans_little_in_a_large_world_of_hooks() -> None:
+    world = make_world("hooks", "large", 0)
+    users, candidates = draw(world, 24)
+    narrow, wide = (true_beam_values(world, users, candidates, width).mean() for width in (1, 32))
+    reference = reference_values(world, users, candidates)[0].mean()
+    assert narrow < wide < 0.75 * reference
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no world 'mixt'.*saturated"):
         simulate("mixt", "small", tmp_path / "a")
@@ -243,6 +296,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         simulate("mixed", "huge", tmp_path / "a")
     with pytest.raises(ConfigurationError, match="at least one training request"):
         simulate("mixed", "small", tmp_path / "a", train=0)
+    with pytest.raises(ConfigurationError, match="tau is above 0"):
+        simulate("mixed", "small", tmp_path / "a", tau=0.0)
+    with pytest.raises(ConfigurationError, match="share from 0 to 1"):
+        simulate("mixed", "small", tmp_path / "a", exploration=1.5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigurationError, match="holds something"):

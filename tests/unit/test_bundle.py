@@ -25,11 +25,13 @@ from degre_prod.training.export import Lineage, write_bundle
 
 FILES = (
     "card.md",
+    "encode.onnx",
     "encoder.json",
     "generator.json",
     "generator.onnx",
     "generator.safetensors",
     "schema.yaml",
+    "step.onnx",
     "warmup.jsonl",
 )
 LINEAGE = Lineage("crafted-1", crafted.MOMENT, "a", "b", "c", (crafted.MOMENT, crafted.MOMENT), {"loss": 1.5}, "parent")

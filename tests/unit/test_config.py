@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from degre_prod.config import Settings, load_settings, merge, valid_keys
+from degre_prod.config import PAPER, GeneratorConfig, Settings, load_settings, merge, paper_settings, valid_keys
 from degre_prod.errors import ConfigurationError
 
 
@@ -66,6 +66,39 @@ def test_every_default_is_valid_and_listed() -> None:
     assert load_settings() == Settings()
 
 
+def test_the_paper_mode_presets_what_is_not_set_explicitly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEGRE_EVALUATOR__HEAD", "step")
+    settings = load_settings(written(tmp_path, "mode: paper\ngenerator: {targets: backed_up}"))
+    assert (settings.evaluator.prefix_state, settings.evaluator.head) == ("attention", "step")
+    assert (settings.generator.targets, settings.generator.decoder) == ("backed_up", "attention")
+    assert settings.mining.beams == "prefix"
+    assert settings.generator.alpha == GeneratorConfig().alpha
+
+
+def test_every_preset_of_the_paper_mode_differs_from_the_default() -> None:
+    paper, default = Settings(mode="paper").model_dump(), Settings().model_dump()
+    for section, values in PAPER.items():
+        for name, value in values.items():
+            assert paper[section][name] == value != default[section][name]
+        assert paper[section] == default[section] | values
+    assert {name: v for name, v in paper.items() if name not in PAPER} == {
+        name: "paper" if name == "mode" else v for name, v in default.items() if name not in PAPER
+    }
+
+
+def test_paper_settings_keep_what_was_set_and_leave_the_given_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEGRE_REDIS__URL", "redis://:password@host:1/0")
+    given = load_settings(None, {"mining": {"requests": 7}, "generator": {"decoder": "gru"}})
+    given = given.model_copy(update={"evaluator": given.evaluator.model_copy(update={"seed": 3})})
+    paper = paper_settings(given)
+    assert (paper.mode, paper.mining.requests, paper.mining.beams) == ("paper", 7, "prefix")
+    assert (paper.generator.decoder, paper.generator.targets) == ("gru", "one_step")
+    assert (paper.evaluator.seed, paper.evaluator.head) == (3, "continuation")
+    assert paper.redis == given.redis
+    assert given.mode == "default"
+    assert paper_settings(paper) == paper
+
+
 def test_lists_and_secrets_come_from_the_environment_as_json_and_are_not_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -103,6 +136,8 @@ def test_unknown_keys_name_themselves_and_the_nearest_ones(tmp_path: Path, monke
         ("serving: {clock: sun}", "serving.clock: Input should be 'wall' or 'request'"),
         ("generator: {targets: sharp}", "generator.targets: Input should be 'backed_up' or 'one_step'"),
         ("generator: {width: 10}", "generator.width: Input should be a multiple of 4"),
+        ("generator: {decoder: lstm}", "generator.decoder: Input should be 'gru' or 'attention'"),
+        ("mode: papers", "mode: Input should be 'default' or 'paper'"),
         ("evaluator: {width: 5}", "evaluator.width: Input should be a multiple of 2"),
         ("mining: {keep: 0, beam_width: 0}", "mining.keep: "),
         ("serving:", "serving: Input should be a valid dictionary"),

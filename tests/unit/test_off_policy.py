@@ -22,6 +22,7 @@ from degre_prod.evaluation.off_policy import (
     slot_snips,
 )
 from degre_prod.worlds.simulate import Log, draw_log
+from degre_prod.worlds.spec import LOGGING_TEMPERATURE
 from degre_prod.worlds.truth import World, make_world
 
 REQUESTS, LOGS = 1500, 40
@@ -49,7 +50,7 @@ def _logged(world: World, seed: int) -> Logged:
     log = draw_log(world, REQUESTS, np.random.default_rng([7, seed]))
     logits = log.upstream_BC.astype(np.float64)
     target = plackett_luce(logits / TARGET_TEMPERATURE, log.shown_BL)
-    logging = plackett_luce(logits / world.spec.logging_temperature, log.shown_BL)
+    logging = plackett_luce(logits / LOGGING_TEMPERATURE, log.shown_BL)
     return Logged(log, world, target, logging, _truth(world, log))
 
 

@@ -76,7 +76,20 @@ def test_bootstrap_pairs_its_draws_and_covers_the_mean() -> None:
     assert got["b"].low - got["a"].low == pytest.approx(0.1)
     assert (got["difference"].low, got["difference"].high) == (pytest.approx(0.1), pytest.approx(0.1))
     half = (got["a"].high - got["a"].low) / 2
-    assert half == pytest.approx(1.96 / 800**0.5, rel=0.2)
+    assert half == pytest.approx(1.96 / 800**0.5, rel=0.3)
+
+
+def test_bootstrap_draws_seeds_too() -> None:
+    rng = np.random.default_rng(1)
+    noise = 0.01 * rng.normal(size=(4, 200))
+    apart = noise + np.array([-1.0, 0.0, 0.0, 1.0])[:, None]
+    got = paired_bootstrap({"alike": noise, "apart": apart, "shift": np.full((4, 200), 0.2)}, draws=600)
+    assert got["alike"].high - got["alike"].low < 0.01
+    half = (got["apart"].high - got["apart"].low) / 2
+    assert half == pytest.approx(1.96 * 0.5**0.5 / 4**0.5, rel=0.2)  # the seeds' own spread over √4
+    assert got["shift"].low == pytest.approx(got["shift"].high)
+    one = paired_bootstrap({"apart": apart[:1]}, draws=400)["apart"]
+    assert one.high - one.low == pytest.approx(2 * 1.96 * 0.01 / 200**0.5, rel=0.3)  # requests alone
 
 
 def test_all_values_hold_every_list_and_the_optimum() -> None:

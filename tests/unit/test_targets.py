@@ -126,17 +126,13 @@ def test_the_loss_of_a_step_is_cross_entropy_and_kl() -> None:
 
 
 def shard() -> dict[str, np.ndarray]:
-    """One request, two kept lists of two slots out of three candidates, a logged list of one item."""
-    one_step = np.array(
-        [[[[1.0, 0.5, 0.2], [NAN, 1.2, 1.1]], [[1.0, 0.5, 0.2], [1.3, NAN, 0.7]], [[1.0, 0.5, 0.2], [1.0, 1.0, NAN]]]]
-    )
+    """One request, two kept lists of two slots out of three candidates."""
+    one_step = np.array([[[[1.0, 0.5, 0.2], [NAN, 1.2, 1.1]], [[1.0, 0.5, 0.2], [1.3, NAN, 0.7]]]])
     backed_up = np.where(np.isnan(one_step), NAN, one_step + 0.2)
     return {
         "request": np.array([7]),
         "lists": np.array([[[0, 1], [1, 0]]], np.int32),
         "utility": np.array([[1.3, 1.2]], np.float32),
-        "logged": np.array([[2, -1]], np.int32),
-        "label": np.array([[0, -1]], np.int32),
         "one_step": one_step.astype(np.float32),
         "backed_up": backed_up.astype(np.float32),
     }
@@ -145,11 +141,10 @@ def shard() -> dict[str, np.ndarray]:
 def test_a_shard_becomes_teacher_forced_samples() -> None:
     got = dense_targets(shard(), GeneratorConfig(tau_w=0.1))
     assert got.request.tolist() == [7]
-    assert got.inputs.tolist() == [[[0, 1], [1, 0], [2, 0]]]
-    assert got.labels.tolist() == [[[0, 1], [1, 0], [0, -1]]]  # logged prefixes: the re-planned label
+    assert got.inputs.tolist() == got.labels.tolist() == [[[0, 1], [1, 0]]]
     e = math.exp(-1)
-    np.testing.assert_allclose(got.weight, [[1 / (1 + e), e / (1 + e), 1.0]], rtol=1e-5)
-    np.testing.assert_allclose(got.soft.sum(-1), [[[1, 1], [1, 1], [1, 0]]], rtol=1e-6)
+    np.testing.assert_allclose(got.weight, [[1 / (1 + e), e / (1 + e)]], rtol=1e-5)
+    np.testing.assert_allclose(got.soft.sum(-1), [[[1, 1], [1, 1]]], rtol=1e-6)
     assert got.soft.dtype == got.weight.dtype == np.float32
 
 

@@ -1,0 +1,199 @@
+"""One member of the Lookahead Evaluator: a count network and a value-to-go network of its own (METHOD §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from degre_prod.encoding.encoder import Layout
+from degre_prod.models.count_head import make_head
+from degre_prod.models.fields import Batch, FieldEmbedding, Fields, Token
+from degre_prod.models.prefix import State, make_prefix_state, pick
+
+
+@dataclass(frozen=True)
+class EvaluatorSpec:
+    """What rebuilds an evaluator besides its weights. `weights_OL` is ω_o w_{o,t}; `mean_utility` is Ū of the training log."""
+
+    layout: Layout
+    prefix_state: str
+    width: int
+    layers: int
+    at_most_one: tuple[bool, ...]
+    weights_OL: tuple[tuple[float, ...], ...]
+    mean_utility: float
+    head: str = "count_markov"
+    members: int = 1
+
+
+class PrefixNetwork(nn.Module):
+    """Fields → tokens → prefix state → h. A member has two, one under the count head and one under the to-go head."""
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        super().__init__()
+        layout = spec.layout
+        attention = spec.prefix_state == "attention"
+        self.slot_field = attention and not layout.position_free
+        self.fields = FieldEmbedding(layout, spec.width)
+        self.token = Token(spec.width, slots=layout.list_length if self.slot_field else None, keep_item=not attention)
+        self.state = make_prefix_state(
+            spec.prefix_state, spec.width, layout.list_length, layers=spec.layers, position_free=layout.position_free
+        )
+
+    def sequence(self, fields: Fields, lists_BL: Tensor) -> Tensor:
+        """h_BLD along known lists."""
+        slots = torch.arange(lists_BL.shape[1], device=lists_BL.device)
+        return self.state.sequence(self.token(fields.at(lists_BL), slots))
+
+    def candidate_tokens(self, fields: Fields, t: int) -> Tensor:
+        """Tokens of all candidates as if placed at slot t: e_BCD, and the item's field beside e in the additive form."""
+        return self.token(fields, torch.full((fields.item.shape[1],), t, device=fields.item.device))
+
+
+class MemberBeams(NamedTuple):
+    """K prefixes of every request: network states, count distribution P_BKOt, utility U_BK in units of Ū."""
+
+    value_state: State
+    togo_state: State
+    counts: Tensor
+    utility: Tensor
+    length: int
+
+
+class MemberPrepared(NamedTuple):
+    """What depends on the candidates alone, computed once a request. Tokens are by slot where the token has a slot field."""
+
+    value_fields: Fields
+    togo_fields: Fields
+    value_tokens: Tensor | None
+    togo_tokens: Tensor | None
+    pool: Tensor
+
+
+class Member(nn.Module):
+    """Two networks: cumulative regression of the feedback counts, and the value to go of the logging continuation."""
+
+    weights_OL: Tensor
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.value = PrefixNetwork(spec)
+        self.head = make_head(spec.head, spec.width, spec.layout.list_length, spec.at_most_one)
+        self.togo = PrefixNetwork(spec)
+        self.pool = nn.Linear(spec.width, spec.width)
+        self.togo_pool = nn.Linear(spec.width, spec.width, bias=False)
+        self.togo_hidden = nn.Linear(spec.width, spec.width)
+        self.togo_out = nn.Linear(spec.width, 1)
+        self.register_buffer("weights_OL", torch.tensor(spec.weights_OL) / spec.mean_utility)
+
+    # -- along known lists (training, rescoring) --------------------------------------------------------------------
+
+    def logits(self, batch: Batch, lists_BL: Tensor) -> Tensor:
+        """logits_BLOX of the count head for every slot of known lists (index into candidates, -1 padding)."""
+        out: Tensor = self.head(self.value.sequence(self.value.fields(batch), lists_BL))
+        return out
+
+    def increments(self, batch: Batch, lists_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected increments m_BLO and the count distribution after the last slot P_BO(L+1)."""
+        logits = self.logits(batch, lists_BL)
+        B, L = lists_BL.shape
+        P = self.head.start(logits, B, 1)[:, 0]
+        steps = []
+        for t in range(L):
+            steps.append(self.head.increments(logits[:, t], P))
+            P = self.head.next_counts(logits[:, t], P)
+        return torch.stack(steps, dim=1), P
+
+    def utilities(self, batch: Batch, lists_BL: Tensor) -> Tensor:
+        """Utility of every prefix U_BL = Σ_o ω_o Σ_{i≤t} w_{o,i} m_{o,i}, in units of Ū."""
+        m_BLO, _ = self.increments(batch, lists_BL)
+        return (m_BLO * self.weights_OL.T[: m_BLO.shape[1]]).sum(-1).cumsum(-1)
+
+    def to_go(self, batch: Batch, lists_BL: Tensor) -> Tensor:
+        """G_BL: value still to come after each slot under the logging continuation, in units of Ū; 0 at the last slot L."""
+        fields = self.togo.fields(batch)
+        h = self.togo.sequence(fields, lists_BL)
+        G = self._togo_head(h, self._pool(fields, batch).unsqueeze(1))
+        full = torch.arange(1, lists_BL.shape[1] + 1, device=G.device) >= self.spec.layout.list_length
+        return G.masked_fill(full, 0.0)
+
+    # -- one step at a time from a cached state (mining) ------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> MemberPrepared:
+        """Everything of a batch that no prefix changes."""
+        v, g = self.value.fields(batch), self.togo.fields(batch)
+        fixed = not self.value.slot_field
+        return MemberPrepared(
+            v,
+            g,
+            self.value.candidate_tokens(v, 0) if fixed else None,
+            self.togo.candidate_tokens(g, 0) if fixed else None,
+            self._pool(g, batch),
+        )
+
+    def start(self, prepared: MemberPrepared) -> MemberBeams:
+        """The empty prefix of every request, K = 1."""
+        zero = prepared.pool.new_zeros(prepared.pool.shape[0], 1)
+        like = prepared.value_fields.item
+        counts = self.head.start(zero, len(zero), 1)
+        return MemberBeams(self.value.state.start(like), self.togo.state.start(like), counts, zero, 0)
+
+    def expand(self, prepared: MemberPrepared, beams: MemberBeams, *, to_go: bool) -> tuple[Tensor, Tensor | None]:
+        """U_BKC of every child of every prefix, and U + G where `to_go` asks for it (None otherwise)."""
+        t = beams.length
+        tokens, togo_tokens = self._tokens(prepared, t)
+        logits = self.head(self.value.state.hidden(beams.value_state, tokens, t))
+        m = self.head.increments(logits, beams.counts.unsqueeze(2))
+        U = beams.utility.unsqueeze(-1) + m @ self.weights_OL[:, t]
+        if not to_go:
+            return U, None
+        if t + 1 >= self.spec.layout.list_length:
+            return U, U
+        h = self.togo.state.hidden(beams.togo_state, togo_tokens, t)
+        return U, U + self._togo_head(h, prepared.pool[:, None, None])
+
+    def advance(self, prepared: MemberPrepared, beams: MemberBeams, parent_BK: Tensor, item_BK: Tensor) -> MemberBeams:
+        """The chosen children as the new prefixes."""
+        t = beams.length
+        tokens, togo_tokens = self._tokens(prepared, t)
+        token_BKD, togo_BKD = _rows(tokens, item_BK), _rows(togo_tokens, item_BK)
+        logits = self.head(self._hidden_of(beams.value_state, parent_BK, token_BKD, t))
+        P = pick(beams.counts, parent_BK)
+        return MemberBeams(
+            self.value.state.advance(beams.value_state, parent_BK, token_BKD, t),
+            self.togo.state.advance(beams.togo_state, parent_BK, togo_BKD, t),
+            self.head.next_counts(logits, P),
+            pick(beams.utility, parent_BK) + self.head.increments(logits, P) @ self.weights_OL[:, t],
+            t + 1,
+        )
+
+    def _hidden_of(self, state: State, parent_BK: Tensor, token_BKD: Tensor, t: int) -> Tensor:
+        """h_BKD of one item after each parent: every prefix becomes a request with one candidate."""
+        B, K, D = token_BKD.shape
+        rows = tuple(pick(part, parent_BK).flatten(0, 1).unsqueeze(1) for part in state)
+        return self.value.state.hidden(rows, token_BKD.reshape(B * K, 1, D), t).view(B, K, -1)
+
+    def _tokens(self, prepared: MemberPrepared, t: int) -> tuple[Tensor, Tensor]:
+        if prepared.value_tokens is not None and prepared.togo_tokens is not None:
+            return prepared.value_tokens, prepared.togo_tokens
+        return (
+            self.value.candidate_tokens(prepared.value_fields, t),
+            self.togo.candidate_tokens(prepared.togo_fields, t),
+        )
+
+    def _pool(self, fields: Fields, batch: Batch) -> Tensor:
+        """Unordered summary of the candidates: the mean of a gated projection, padding left out. (B, D)"""
+        mask = batch["mask"].unsqueeze(-1).to(fields.item.dtype)
+        return (F.gelu(self.pool(fields.item + fields.prior)) * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def _togo_head(self, h: Tensor, pool: Tensor) -> Tensor:
+        return self.togo_out(F.gelu(self.togo_hidden(h) + self.togo_pool(pool))).squeeze(-1)
+
+
+def _rows(tokens_BCD: Tensor, item_BK: Tensor) -> Tensor:
+    return tokens_BCD.gather(1, item_BK.unsqueeze(-1).expand(-1, -1, tokens_BCD.shape[-1]))
