@@ -22,7 +22,7 @@ from degre_prod import __version__
 from degre_prod.config import Settings
 from serving.auth import TokenCheck
 from serving.body import parse, read_body
-from serving.problems import MEDIA_TYPE, Problem, unavailable
+from serving.problems import MEDIA_TYPE, PROXY_STATUSES, RETRY_STATUSES, Problem, unavailable
 from serving.protocol import FeedbackAccepted, FeedbackRequest, ProblemDocument, RerankRequest, RerankResponse
 from serving.rollout import Load
 from serving.service import EngineFactory, Service
@@ -59,19 +59,21 @@ def create_app(engine_factory: EngineFactory, settings: Settings, load: Load | N
         started = time.perf_counter()
         tokens.require(http.headers.get("authorization"))
         service.engine()
-        body = await read_body(http, limit)
-        with service.admitted():
-            received = parse(RerankRequest, body)
-            response = await service.rerank(received, started)
-            return _json(response.model_dump_json(exclude_none=True))
+        with service.arrived():
+            body = await read_body(http, limit)
+            with service.admitted():
+                received = parse(RerankRequest, body)
+                response = await service.rerank(received, started)
+                return _json(response.model_dump_json(exclude_none=True))
 
     async def feedback(http: Request) -> Response:
         """What the user did with a list. 202 only once Redis has it; on 503 send it again with the same event ids."""
         tokens.require(http.headers.get("authorization"))
-        body = await read_body(http, limit)
-        with service.admitted():
-            received = parse(FeedbackRequest, body)
-            return _json((await service.feedback(received)).model_dump_json(), 202)
+        with service.arrived():
+            body = await read_body(http, limit)
+            with service.admitted():
+                received = parse(FeedbackRequest, body)
+                return _json((await service.feedback(received)).model_dump_json(), 202)
 
     async def healthz(_: Request) -> Response:
         """200 while the process is alive and well, 503 when it should be replaced."""
@@ -140,9 +142,9 @@ def _route(
     status: int = 200,
     gives: type[Any] | None = None,
 ) -> None:
-    statuses = (
-        (400, 401, 408, 413, 422, 429, 500, 503) if takes else ((503,) if path in ("/healthz", "/readyz") else ())
-    )
+    statuses: tuple[int, ...] = (503,) if path in ("/healthz", "/readyz") else ()
+    if takes:
+        statuses = (400, 401, 408, 413, 422, 429, 500, *PROXY_STATUSES)
     body = {"required": True, "content": {"application/json": {"schema": _ref(takes)}}}
     app.add_api_route(
         path,
@@ -153,10 +155,19 @@ def _route(
         response_class=Response,
         responses={
             status: {"content": {"application/json": {"schema": _ref(gives)}}} if gives else {},
-            **{code: {"content": {MEDIA_TYPE: {"schema": _ref(ProblemDocument)}}} for code in statuses},
+            **{code: _problem_response(code) for code in statuses},
         },
         openapi_extra={"requestBody": body} if takes else {},
     )
+
+
+def _problem_response(status: int) -> dict[str, Any]:
+    """OpenAPI of one error status."""
+    response: dict[str, Any] = {"content": {MEDIA_TYPE: {"schema": _ref(ProblemDocument)}}}
+    if status in RETRY_STATUSES:
+        about = {"description": "seconds", "required": True, "schema": {"type": "integer"}}
+        response["headers"] = {"Retry-After": about}
+    return response
 
 
 def _ref(model: type[Any] | None) -> dict[str, str]:

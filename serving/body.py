@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from serving.problems import Problem, from_validation
 
@@ -16,7 +17,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(http: Request, max_bytes: int) -> bytes:
-    """The body; raises a 413 Problem as soon as it is known to be longer than `max_bytes`, 408 after BODY_SECONDS."""
+    """The body; raises a 413 Problem as soon as it is known to be longer than `max_bytes`, 408 after BODY_SECONDS.
+
+    400 when the client goes away before its end: nobody hears it, but it is no error of ours.
+    """
     declared = http.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -31,6 +35,8 @@ async def read_body(http: Request, max_bytes: int) -> bytes:
                 parts.append(part)
     except TimeoutError:
         raise Problem(408, f"the body had not arrived after {BODY_SECONDS:.0f} s") from None
+    except ClientDisconnect:
+        raise Problem(400, "the body ended before its Content-Length") from None
     return b"".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Result cache in Redis. One round trip on a hit; Redis down costs one timeout a second and nothing else.
+"""Result cache in Redis. One round trip on a hit; Redis down costs a timeout once and nothing else.
 
 The key is a hash of the bundle and every model input. The feature epoch, which each materialisation increments, is
 read in the same round trip and compared with the one stored in the entry, so that an entry made from older features
@@ -67,7 +67,7 @@ class ResultCache:
     def __init__(self, url: str, *, ttl_seconds: int, timeout_ms: float, seed: int | None = None) -> None:
         self._redis: redis.Redis = request_path_client(url, timeout_ms)
         self._ttl_ms = ttl_seconds * 1000
-        self._breaker = Breaker()
+        self._breaker = Breaker(self._redis.ping)
         self._jitter = random.Random(seed)
 
     def get(self, key: str) -> Lookup:
@@ -104,4 +104,5 @@ class ResultCache:
 
     def close(self) -> None:
         """Close the connections."""
+        self._breaker.close()
         self._redis.close()

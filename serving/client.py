@@ -22,6 +22,7 @@ import httpx
 from pydantic import ValidationError
 
 from degre_prod.errors import ServiceError
+from serving.client_fallback import client_order
 from serving.protocol import FeedbackAccepted, FeedbackRequest, RankedItem, RerankRequest, RerankResponse
 
 DEFAULT_DEADLINE_MS = 100.0
@@ -101,15 +102,16 @@ def feedback_steps(request: FeedbackRequest, timeout_s: float, jitter: random.Ra
 
 
 def client_fallback(request: RerankRequest, reason: str) -> RerankResponse:
-    """The caller's own order: distinct candidates, cut to the length asked for."""
-    distinct = list(dict.fromkeys(c.id for c in request.candidates))[: request.length]
+    """The caller's own order: distinct candidates, cut to the length asked for, within the request's constraints as far as a
+    client knows them (see `client_order`)."""
+    chosen, flags = client_order(request)
     return RerankResponse(
         request_id=request.request_id or uuid.uuid4().hex,
-        items=[RankedItem(id=item, position=t) for t, item in enumerate(distinct)],
+        items=[RankedItem(id=item, position=t) for t, item in enumerate(chosen)],
         bundle="",
         arm="",
         source="client_fallback",
-        degraded=[reason],
+        degraded=[reason, *flags],
     )
 
 
@@ -217,8 +219,8 @@ def _headers(token: str | None) -> dict[str, str]:
 
 def _connection_lost(reply: Reply) -> bool:
     if isinstance(reply, httpx.Response):
-        # The service's own errors are problem documents; the proxy's are not.
-        return reply.status_code >= 500 and not _is_problem(reply)
+        # 502 and 503: the proxy reached no replica, or not this one any more. What is no problem document is not ours.
+        return reply.status_code in (502, 503) or (reply.status_code >= 500 and not _is_problem(reply))
     return reply is not None and not isinstance(reply, httpx.TimeoutException)
 
 

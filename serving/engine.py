@@ -5,15 +5,17 @@ Whatever breaks, `Engine.answer` returns a valid list and says in `degraded` why
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import structlog
 
 from degre_prod.config import ServingConfig
-from degre_prod.errors import ConstraintError, FeatureError
+from degre_prod.constraints.rules import Rules
+from degre_prod.constraints.settle import Settled
+from degre_prod.errors import FeatureError
 from degre_prod.requests import FeatureColumns, Id, Request
 from degre_prod.schema import DataSchema
 from serving.cache import CachedList, Lookup, ResultCache, cache_key
@@ -23,7 +25,9 @@ from serving.explanation import explained_items, feature_values
 from serving.fallback import fallback_order
 from serving.features import FeatureRead
 from serving.preparation import Prepared, check_feedback, prepare
+from serving.problems import Problem
 from serving.protocol import FeedbackRequest, RankedItem, RerankRequest, RerankResponse, Source
+from serving.rules import fits, restricted, rules_for
 from serving.single_flight import SingleFlight
 from serving.validation import validate
 
@@ -61,7 +65,11 @@ class ServingBundle(Protocol):
     def schema(self) -> DataSchema: ...
     @property
     def encoder(self) -> Encodes: ...
-    def decode(self, encoded: dict[str, np.ndarray], length: int) -> Decoded: ...
+    @property
+    def follows_rules(self) -> bool: ...
+    @property
+    def trust_region(self) -> int | None: ...
+    def decode(self, encoded: dict[str, np.ndarray], length: int, rules: Rules | None = None) -> Decoded: ...
 
 
 class ReadsFeatures(Protocol):
@@ -89,6 +97,15 @@ class Answer:
     cache_outcome: str | None = None
     entry: CacheEntry | None = None
     cached_items: int | None = None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What is known of an answer under way: milliseconds by stage, what the cache said, the rules."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+    lookup: Lookup | None = None
+    settled: Settled | None = None
 
 
 class Engine:
@@ -119,28 +136,16 @@ class Engine:
         return Deadline(limit_ms) if started is None else Deadline(limit_ms, started)
 
     def answer(self, prepared: Prepared, deadline: Deadline | None = None) -> Answer:
-        """A valid list from the cache, the generator, or the fallback chain; never raises for a broken part."""
+        """A valid list from the cache, the generator, or the fallback chain; never fails for a broken part.
+
+        Raises a 422 Problem when no list obeys the request's constraints.
+        """
         deadline = deadline or self.deadline(prepared.received)
-        timings: dict[str, float] = {}
-        lookup: Lookup | None = None
+        progress = _Progress()
         try:
-            deadline.check()
-            key = self._key(prepared)
-            if key is not None and self._cache is not None:
-                with timed(timings, "cache"):
-                    lookup = self._cache.get(key)
-                outcome, found = lookup.outcome, lookup.found
-                if found is None:
-                    with timed(timings, "shared"):
-                        outcome, found = "shared", self._under_way(key, deadline)
-                if found is not None and _fits(found, prepared):
-                    degraded = [*prepared.flags, *found.degraded]
-                    response = self._response(prepared, found.item_ids, "cache", degraded, timings, deadline)
-                    return Answer(response, outcome)
-                timings.pop("shared", None)
-                deadline.check()
-                return self._flights.lead(key, lambda: self._generate(prepared, deadline, timings, key, lookup))
-            return self._generate(prepared, deadline, timings, key, lookup)
+            return self._answer(prepared, deadline, progress)
+        except Problem:
+            raise
         except OutOfTimeError:
             reason = "deadline"
         except FeatureError as error:
@@ -149,26 +154,22 @@ class Engine:
         except Exception:  # whatever the model does, the page gets its list
             log.exception("model failed", request_id=prepared.request.request_id)
             reason = "model_error"
-        return self.fall_back(prepared, reason, deadline, timings, lookup)
+        return self.fall_back(prepared, reason, deadline, progress)
 
     def fall_back(
-        self,
-        prepared: Prepared,
-        reason: str,
-        deadline: Deadline,
-        timings: Mapping[str, float] | None = None,
-        lookup: Lookup | None = None,
+        self, prepared: Prepared, reason: str, deadline: Deadline, progress: _Progress | None = None
     ) -> Answer:
-        """The list by upstream score, else in upstream order, flagged with `reason`."""
-        request = prepared.request
-        order, source = fallback_order(
-            len(request.candidate_ids), prepared.length, request.scores, self.bundle.schema.scores
-        )
+        """The list by upstream score, else in upstream order, flagged with `reason`; raises Problem as `answer` does."""
+        progress = progress or _Progress()
+        request, schema = prepared.request, self.bundle.schema
+        settled = progress.settled or rules_for(prepared, self.bundle, None)
+        count = len(request.candidate_ids)
+        order, source = fallback_order(count, prepared.length, request.scores, schema.scores, settled.rules)
         chosen = [request.candidate_ids[i] for i in order]
-        validate(chosen, request.candidate_ids, prepared.length)
-        degraded = [reason, *prepared.flags]
-        response = self._response(prepared, chosen, source, degraded, dict(timings or {}), deadline)
-        return Answer(response, lookup.outcome if lookup else None)
+        validate(chosen, request.candidate_ids, prepared.length, settled.rules)
+        degraded = [reason, *prepared.flags, *settled.flags]
+        response = self._response(prepared, chosen, source, degraded, progress.timings, deadline)
+        return Answer(response, progress.lookup.outcome if progress.lookup else None)
 
     def store(self, entry: CacheEntry) -> None:
         """Put an answered list into the cache."""
@@ -194,26 +195,45 @@ class Engine:
             return None
         return cache_key(self.bundle.manifest_sha256, prepared.received, prepared.length)
 
-    def _generate(
-        self,
-        prepared: Prepared,
-        deadline: Deadline,
-        timings: dict[str, float],
-        key: str | None,
-        lookup: Lookup | None,
-    ) -> Answer:
-        request = prepared.request
+    def _answer(self, prepared: Prepared, deadline: Deadline, progress: _Progress) -> Answer:
+        """From the cache or the generator."""
+        deadline.check()
+        key = self._key(prepared)
+        if key is None or self._cache is None:
+            return self._generate(prepared, deadline, progress, key)
+        with timed(progress.timings, "cache"):
+            progress.lookup = self._cache.get(key)
+        outcome, found = progress.lookup.outcome, progress.lookup.found
+        if found is None:
+            with timed(progress.timings, "shared"):
+                outcome, found = "shared", self._under_way(key, deadline)
+        if found is not None and fits(found, prepared, self.bundle):
+            degraded = [*prepared.flags, *found.degraded]
+            response = self._response(prepared, found.item_ids, "cache", degraded, progress.timings, deadline)
+            return Answer(response, outcome)
+        progress.timings.pop("shared", None)
+        deadline.check()
+        return self._flights.lead(key, lambda: self._generate(prepared, deadline, progress, key))
+
+    def _generate(self, prepared: Prepared, deadline: Deadline, progress: _Progress, key: str | None) -> Answer:
+        request, timings, lookup = prepared.request, progress.timings, progress.lookup
         with timed(timings, "features"):
             read = self._features.read(request.user_id, request.candidate_ids, request.event_timestamp_us)
         deadline.check()
+        if restricted(prepared, self.bundle):
+            with timed(timings, "constraints"):
+                progress.settled = rules_for(prepared, self.bundle, read.items)
+            if progress.settled.rules is not None and not self.bundle.follows_rules:
+                return self.fall_back(prepared, "constraints_by_fallback", deadline, progress)
+        settled = progress.settled or Settled()
         with timed(timings, "encode"):
             encoded = self.bundle.encoder.encode(request, read.user, read.items)
         deadline.check()
         with timed(timings, "decode"):
-            decoded = self.bundle.decode(encoded, prepared.length)
+            decoded = self.bundle.decode(encoded, prepared.length, settled.rules)
         chosen = [request.candidate_ids[i] for i in decoded.order.tolist()]
-        validate(chosen, request.candidate_ids, prepared.length)
-        flags = _feature_flags(read)
+        validate(chosen, request.candidate_ids, prepared.length, settled.rules)
+        flags = [*settled.flags, *_feature_flags(read)]
         response = self._response(prepared, chosen, "generator", [*prepared.flags, *flags], timings, deadline)
         if prepared.received.explain:
             items = explained_items(decoded, request.candidate_ids, read.items)
@@ -242,14 +262,6 @@ class Engine:
             degraded=list(degraded),
             timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},
         )
-
-
-def _fits(found: CachedList, prepared: Prepared) -> bool:
-    try:
-        validate(found.item_ids, prepared.request.candidate_ids, prepared.length)
-    except ConstraintError:
-        return False
-    return True
 
 
 def _feature_flags(read: FeatureRead) -> list[str]:

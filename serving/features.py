@@ -90,6 +90,10 @@ class FeatureReader:
         items, unknown_items, stale_items = self._item.columns(item_rows, now_us)
         return FeatureRead(user, items, unknown_user > 0, stale_user > 0, unknown_items, stale_items, cached)
 
+    def ping(self) -> None:
+        """Raises one of RedisFailure when Redis does not answer in time."""
+        self._client.ping()
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from degre_prod.errors import FeatureError
@@ -18,19 +18,20 @@ FAILURES = 2  # in a row; a single late reply is a hiccup, and a pause would tak
 
 
 class GuardedFeatures:
-    """Once Redis has failed, reads fail at once for the breaker's pause, so that a dead Redis costs few requests a timeout.
+    """Once Redis has failed, reads fail at once until it is well again, so that a dead Redis costs few requests a timeout.
 
-    A value that cannot be decoded is no reason to pause: it is one entity's, and Redis is well.
+    `works` asks Redis and raises while it is not well. A value that cannot be decoded is no reason to pause: it is one
+    entity's, and Redis is well.
     """
 
-    def __init__(self, reader: ReadsFeatures) -> None:
-        self._reader, self._breaker = reader, Breaker()
+    def __init__(self, reader: ReadsFeatures, works: Callable[[], object]) -> None:
+        self._reader, self._breaker = reader, Breaker(works)
         self._failures = 0  # threads may miscount it by one; nothing depends on that
 
     def read(self, user_id: Id, item_ids: Sequence[Id], now_us: int) -> FeatureRead:
         """See FeatureReader.read; raises FeatureError."""
         if not self._breaker.closed():
-            raise FeatureError("Redis failed less than a second ago")
+            raise FeatureError("Redis has failed and is not well yet")
         try:
             read = self._reader.read(user_id, item_ids, now_us)
         except FeatureError as error:
@@ -44,4 +45,5 @@ class GuardedFeatures:
 
     def close(self) -> None:
         """Close the reader."""
+        self._breaker.close()
         self._reader.close()

@@ -2,7 +2,8 @@
 
 Ray writes `bind :9101` and `bind *:8404` for HAProxy's metrics and statistics pages, whatever host the service is bound
 to, and two clusters on one machine would collide. So both get free ports, and HAProxy starts through a wrapper
-(RAY_SERVE_HAPROXY_BINARY_PATH) that binds the two to 127.0.0.1 in the configuration Ray has written.
+(RAY_SERVE_HAPROXY_BINARY_PATH) that binds the two to 127.0.0.1 in the configuration Ray has written. Ray also lets HAProxy
+answer 500 in plain text when no replica has answered: the wrapper puts problem documents with the true status there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 
 from degre_prod.errors import ConfigurationError
+from serving.problems import MEDIA_TYPE, PROXY_STATUSES, Problem, unanswered
 
 # HAProxy's admin socket lies below it, and Unix socket paths may be 107 bytes long: TMPDIR may be too deep.
 _SHORT_TMP = "/tmp"
@@ -27,7 +29,8 @@ METRICS_PORT, STATS_PORT, DRAIN_S = 9101, 8404, 5.0
 _WRAPPER = """#!/bin/sh
 for argument in "$@"; do
   case "$argument" in
-    *.cfg) sed -i -E 's/^( *bind) [*]?:({metrics}|{stats})$/\\1 127.0.0.1:\\2/' "$argument" ;;
+    *.cfg) sed -i -E -e 's/^( *bind) [*]?:({metrics}|{stats})$/\\1 127.0.0.1:\\2/' \\
+      -e "s#^( *errorfile) ({statuses}) .*#\\1 \\2 $(dirname "$0")/\\2.http#" "$argument" ;;
   esac
 done
 exec {binary} "$@"
@@ -55,7 +58,13 @@ def haproxy_variables(folder: Path, *, metrics_port: int, stats_port: int, drain
     that are set already win, but for the paths and ports. Raises ConfigurationError without an HAProxy binary.
     """
     wrapper = folder / "haproxy"
-    wrapper.write_text(_WRAPPER.format(metrics=metrics_port, stats=stats_port, binary=shlex.quote(haproxy_binary())))
+    statuses = "|".join(map(str, PROXY_STATUSES))
+    text = _WRAPPER.format(
+        metrics=metrics_port, stats=stats_port, statuses=statuses, binary=shlex.quote(haproxy_binary())
+    )
+    wrapper.write_text(text)
+    for status in PROXY_STATUSES:
+        (folder / f"{status}.http").write_bytes(_error_page(unanswered(status)))
     wrapper.chmod(0o700)
     defaults = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -83,6 +92,14 @@ def haproxy_variables(folder: Path, *, metrics_port: int, stats_port: int, drain
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
     }
     return defaults | given | ours
+
+
+def _error_page(problem: Problem) -> bytes:
+    """A whole HTTP response, as HAProxy's `errorfile` wants it."""
+    document = problem.document()
+    headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(problem.body())), **problem.headers}
+    head = [f"HTTP/1.1 {problem.status} {document['title']}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*head, "", ""]).encode() + problem.body()
 
 
 def haproxy_binary() -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from degre_prod.constraints.spec import Constraints
 from degre_prod.requests import Id, RecentEvent, Request
 from degre_prod.schema import DataSchema, Feature
 from serving.clock import Clock, to_us
+from serving.field_checks import id_error, name_error, value_errors
+from serving.limits import limits_of
 from serving.problems import FieldError, Problem, invalid, invalid_field
 from serving.protocol import Candidate, FeedbackRequest, RerankRequest
 
@@ -19,13 +22,14 @@ class Prepared:
     """A request ready to be answered.
 
     `request`: the model's view, distinct candidates in upstream order. `length`: items due. `flags`: what was mended on
-    the way and is told in `degraded`. `received`: the body as it came, for the cache key.
+    the way and is told in `degraded`. `received`: the body as it came, for the cache key. `own`: the request's constraints.
     """
 
     request: Request
     length: int
     flags: tuple[str, ...]
     received: RerankRequest
+    own: Constraints | None = None
 
 
 def prepare(received: RerankRequest, schema: DataSchema, clock: Clock, mode: Literal["wall", "request"]) -> Prepared:
@@ -41,7 +45,13 @@ def prepare(received: RerankRequest, schema: DataSchema, clock: Clock, mode: Lit
         by_id.setdefault(candidate.id, candidate)
     candidates = list(by_id.values())
     wanted = received.length or schema.list_length
-    length = min(wanted, schema.list_length, len(candidates))
+    own = None if received.constraints is None else limits_of(received.constraints, schema, by_id)
+    choice = len(by_id) if own is None else len(by_id.keys() - set(own.exclude))
+    if not choice:
+        raise invalid_field("constraints.exclude", "every candidate is excluded")
+    length = min(wanted, schema.list_length, choice)
+    if own is not None and own.pinned and max(own.pinned) >= length:
+        raise invalid_field(f"constraints.pinned.{max(own.pinned)}", f"the list has {length} slots, counted from 0")
     events = [RecentEvent(e.item_id, e.type, to_us(e.timestamp)) for e in received.recent_events]
     past = [e for e in events if e.timestamp_us < now_us]
     request = Request(
@@ -57,25 +67,25 @@ def prepare(received: RerankRequest, schema: DataSchema, clock: Clock, mode: Lit
     strange = sum(e.type not in schema.recent_event_types for e in past)
     flags = [
         *(["duplicate_candidates"] if len(candidates) < given else []),
-        # A list shorter than L because there are few candidates is no surprise; less than asked for is.
+        # A list shorter than L because there are few candidates to choose from is no surprise; less than asked for is.
         *(["length_cut"] if received.length is not None and length < received.length else []),
         *([f"future_events:{len(events) - len(past)}"] if len(past) < len(events) else []),
         *([f"unknown_event_types:{strange}"] if strange else []),
     ]
-    return Prepared(request, length, tuple(flags), received)
+    return Prepared(request, length, tuple(flags), received, own)
 
 
 def check_feedback(feedback: FeedbackRequest, schema: DataSchema) -> None:
     """Raises a 422 Problem for feedback that could never be joined to its list."""
     if feedback.shown_ids is None and not feedback.events:
         raise invalid_field("events", "feedback needs events, or shown_ids saying that the list was shown")
-    errors = [_id_error(f"shown_ids[{i}]", item, schema) for i, item in enumerate(feedback.shown_ids or ())]
+    errors = [id_error(f"shown_ids[{i}]", item, schema) for i, item in enumerate(feedback.shown_ids or ())]
     if len(set(feedback.shown_ids or ())) < len(feedback.shown_ids or ()):
         errors.append(FieldError("shown_ids", "an item is listed twice"))
     objectives = [o.name for o in schema.objectives]
     for i, event in enumerate(feedback.events):
-        errors.append(_id_error(f"events[{i}].id", event.id, schema))
-        errors.append(_name_error(f"events[{i}].type", event.type, objectives, "an objective"))
+        errors.append(id_error(f"events[{i}].id", event.id, schema))
+        errors.append(name_error(f"events[{i}].type", event.type, objectives, "an objective"))
     if found := [e for e in errors if e is not None]:
         raise invalid(found)
 
@@ -119,38 +129,13 @@ def _kinds_right(rows: list[dict[str, Any]], features: tuple[Feature, ...]) -> b
 def _errors(received: RerankRequest, schema: DataSchema) -> Iterator[FieldError]:
     features = {f.name: f for f in schema.candidate_features}
     context = {f.name: f for f in schema.context}
-    found = [_id_error("user_id", received.user_id, schema)]
+    found = [id_error("user_id", received.user_id, schema)]
     for i, candidate in enumerate(received.candidates):
-        found.append(_id_error(f"candidates[{i}].id", candidate.id, schema))
+        found.append(id_error(f"candidates[{i}].id", candidate.id, schema))
         scores = f"candidates[{i}].scores"
-        found += (_name_error(f"{scores}.{name}", name, schema.scores, "a score") for name in candidate.scores)
-        found += _value_errors(f"candidates[{i}].features", candidate.features, features, "a candidate feature")
-    found += _value_errors("context", received.context, context, "a context feature")
+        found += (name_error(f"{scores}.{name}", name, schema.scores, "a score") for name in candidate.scores)
+        found += value_errors(f"candidates[{i}].features", candidate.features, features, "a candidate feature")
+    found += value_errors("context", received.context, context, "a context feature")
     for i, event in enumerate(received.recent_events):
-        found.append(_id_error(f"recent_events[{i}].item_id", event.item_id, schema))
+        found.append(id_error(f"recent_events[{i}].item_id", event.item_id, schema))
     return (error for error in found if error is not None)
-
-
-def _id_error(field: str, value: Id, schema: DataSchema) -> FieldError | None:
-    if isinstance(value, int) == (schema.id_type == "int64"):
-        return None
-    right = "integers" if schema.id_type == "int64" else "strings"
-    return FieldError(field, f"ids of this bundle are {right}, not {type(value).__name__}")
-
-
-def _name_error(field: str, name: str, names: tuple[str, ...] | list[str], what: str) -> FieldError | None:
-    if name in names:
-        return None
-    return FieldError(field, f"not {what} of this bundle; it has {', '.join(names) or 'none'}")
-
-
-def _value_errors(
-    field: str, values: Mapping[str, Any], features: Mapping[str, Feature], what: str
-) -> Iterator[FieldError | None]:
-    for name, value in values.items():
-        feature = features.get(name)
-        if feature is None:
-            yield _name_error(f"{field}.{name}", name, list(features), what)
-        elif value is not None and isinstance(value, str) != (feature.kind == "categorical"):
-            right = "a string" if feature.kind == "categorical" else "a number"
-            yield FieldError(f"{field}.{name}", f"{feature.kind}: {right} is needed")

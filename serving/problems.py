@@ -14,6 +14,8 @@ from degre_prod.errors import DegreError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
+PROXY_STATUSES = (502, 503, 504)  # HAProxy's own, when no replica has answered
+RETRY_STATUSES = (429, *PROXY_STATUSES)  # with Retry-After
 # pydantic puts the tried branches of a union (an id is an int or a string) into the location; they are no fields.
 _UNION_BRANCHES = ("int", "str", "float", "constrained-int", "constrained-str", "constrained-float")
 
@@ -76,6 +78,11 @@ def unavailable(detail: str, retry_after_s: int = 1) -> Problem:
 def overloaded(detail: str, retry_after_s: int = 1) -> Problem:
     """429 with Retry-After."""
     return Problem(429, detail, headers={"Retry-After": str(retry_after_s)})
+
+
+def unanswered(status: int) -> Problem:
+    """What HAProxy answers with one of PROXY_STATUSES."""
+    return Problem(status, "no replica has answered", headers={"Retry-After": "1"})
 
 
 def from_validation(error: ValidationError) -> Problem:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
 
 Id = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)] | Annotated[StrictStr, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -16,6 +16,10 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 FeatureValue = Number | Annotated[StrictStr, Field(max_length=1024)] | None
 # Strict, so that JSON numbers are not taken for seconds since 1970.
 Moment = Annotated[AwareDatetime, Field(strict=True)]
+# Of one spelling each, or two keys of a JSON object could mean the same slot.
+Slot = Annotated[
+    str, BeforeValidator(lambda v: str(v) if type(v) is int else v), Field(pattern=r"^(0|[1-9][0-9]{0,3})$")
+]
 RequestId = Annotated[StrictStr, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Source = Literal["generator", "cache", "fallback_score", "fallback_order", "client_fallback"]
 
@@ -24,6 +28,7 @@ MAX_CANDIDATES = 5000  # whatever the bundle takes: parsing stops here
 MAX_RECENT_EVENTS = 1000
 MAX_FEEDBACK_EVENTS = 1000
 MAX_DEADLINE_MS = 10_000
+MAX_RULES = 64  # pinned slots, demanded items, quotas: of each
 
 
 class _Message(BaseModel):
@@ -46,6 +51,36 @@ class RecentEventIn(_Message):
     timestamp: Moment
 
 
+class GapIn(_Message):
+    """Two items with the same value of the categorical column `by` stand at least `slots` slots apart (2: no neighbours)."""
+
+    by: Name
+    slots: Annotated[int, Field(strict=True, ge=2, le=MAX_CANDIDATES)]
+
+
+class QuotaIn(_Message):
+    """At least `min` and at most `max` items have this value of the categorical column `by`."""
+
+    by: Name
+    value: Annotated[StrictStr, Field(max_length=1024)]
+    min: Annotated[int, Field(strict=True, ge=0, le=MAX_CANDIDATES)] = 0
+    max: Annotated[int, Field(strict=True, ge=0, le=MAX_CANDIDATES)] | None = None
+
+
+class ConstraintsIn(_Message):
+    """What the list has to obey, besides the standing constraints of the bundle. All of it holds, or the answer is 422."""
+
+    exclude: list[Id] = Field(
+        default_factory=list, max_length=MAX_CANDIDATES, description="never shown; need not be candidates"
+    )
+    must_include: list[Id] = Field(default_factory=list, max_length=MAX_RULES, description="candidates to be shown")
+    pinned: dict[Slot, Id] = Field(
+        default_factory=dict, max_length=MAX_RULES, description='slot, counted from 0, to candidate: {"0": 101}'
+    )
+    gap: GapIn | None = None
+    quotas: list[QuotaIn] = Field(default_factory=list, max_length=MAX_RULES)
+
+
 class RerankRequest(_Message):
     """Body of `POST /v1/rerank`."""
 
@@ -62,6 +97,7 @@ class RerankRequest(_Message):
     deadline_ms: Annotated[float, Field(strict=True, gt=0, le=MAX_DEADLINE_MS, allow_inf_nan=False)] | None = Field(
         None, description="milliseconds until an answer is due, a fallback if need be"
     )
+    constraints: ConstraintsIn | None = Field(None, description="what the list has to obey")
     explain: Annotated[bool, Field(strict=True)] = Field(
         False, description="adds each slot's logit, margin, runner-up and feature values; never cached"
     )

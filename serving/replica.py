@@ -31,7 +31,8 @@ def build_engine(bundle: ServingBundle, settings: Settings) -> Engine:
     if settings.redis.url is None:
         raise ConfigurationError("redis.url: serving needs one, for example DEGRE_REDIS__URL=redis://127.0.0.1:6379")
     serving, url = settings.serving, settings.redis.url.get_secret_value()
-    features = GuardedFeatures(open_reader(bundle.schema, url, serving))
+    reader = open_reader(bundle.schema, url, serving)
+    features = GuardedFeatures(reader, reader.ping)
     cache = None
     if serving.cache:
         cache = ResultCache(url, ttl_seconds=serving.cache_ttl_seconds, timeout_ms=serving.redis_timeout_ms)

@@ -55,6 +55,7 @@ class Service:
         self._failure: str | None = None
         self._loading: asyncio.Task[None] | None = None
         self._ongoing, self._most_ongoing = 0, serving.max_ongoing_requests
+        self._open, self._most_open = 0, serving.max_ongoing_requests + serving.max_queued_requests
         self._lag, self._most_lag_s = LoopLag(), serving.deadline_ms / 2000
         self.metrics = Metrics()
         self.metrics.ready(False)
@@ -113,6 +114,20 @@ class Service:
         if engine is None:
             raise unavailable(self.readiness() or "not ready")
         return engine
+
+    @contextmanager
+    def arrived(self) -> Iterator[None]:
+        """Around a request, before its body is read; raises a 429 Problem when more bodies are arriving than memory is for."""
+        if self._open >= self._most_open:
+            self.metrics.shed("open")
+            raise overloaded(
+                f"{self._most_open} requests are open (serving.max_ongoing_requests + max_queued_requests)"
+            )
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
 
     @contextmanager
     def admitted(self) -> Iterator[None]:

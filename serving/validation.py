@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from degre_prod.constraints.check import check_list
+from degre_prod.constraints.rules import Rules
 from degre_prod.errors import ConstraintError
 from degre_prod.requests import Id
 
 
-def validate(chosen: Sequence[Id], candidates: Collection[Id], length: int) -> None:
-    """Raises ConstraintError unless `chosen` has `length` distinct items, all of them candidates."""
+def validate(chosen: Sequence[Id], candidates: Collection[Id], length: int, rules: Rules | None = None) -> None:
+    """Raises ConstraintError unless `chosen` has `length` distinct items, all of them candidates, and obeys the rules.
+
+    With `rules`, `candidates` are the distinct ones in upstream order for which the rules were made.
+    """
     if len(chosen) != length:
         raise ConstraintError(f"the list has {len(chosen)} items, {length} were due")
     distinct = set(chosen)
@@ -18,3 +23,6 @@ def validate(chosen: Sequence[Id], candidates: Collection[Id], length: int) -> N
     strangers = distinct - set(candidates)
     if strangers:
         raise ConstraintError(f"the list holds {len(strangers)} items that were not candidates")
+    if rules is not None:
+        index = {item: c for c, item in enumerate(candidates)}
+        check_list(rules, [index[item] for item in chosen])

@@ -2,7 +2,8 @@
 
 Python cannot stop a thread. So a job that overstays its deadline by far is given up together with its thread, and another
 thread takes its place: one at a time, with growing pauses, for it may be lost just the same. While every thread is stuck
-new jobs are refused at once (`StuckError`), so that their requests get a fallback without waiting. More work than can be
+new jobs are refused at once (`StuckError`), so that their requests get a fallback without waiting; one of them is run
+all the same now and then, its result wanted by nobody, to see whether work ends again. More work than can be
 done in time is refused too (`OverloadedError`), before it has cost its deadline.
 """
 
@@ -44,11 +45,12 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """`job` is what it runs; `lost` tells it to end should it ever come back."""
+    """`job` is what it runs; `lost` tells it to end should it ever come back; `proved`: in the place of a lost one, it has
+    ended a job."""
 
+    proved: bool
     job: _Job | None = None
     lost: bool = False
-    proved: bool = False
 
 
 class Workers:
@@ -66,7 +68,7 @@ class Workers:
         self._closing = False
         with self._changed:
             for _ in range(threads):
-                self._start()
+                self._start(_Worker(proved=True))
 
     def submit(self, call: Callable[[], Result], deadline: Deadline) -> asyncio.Future[Result]:
         """Run `call` in a thread; cancel the future when its result is not wanted any more.
@@ -105,15 +107,22 @@ class Workers:
     def _add(self, job: _Job) -> None:
         with self._changed:
             self._tend()
-            if self._closing or not any(_may_end(worker) for worker in self._workers):
-                raise StuckError
             while self._waiting and not _wanted(self._waiting[0]):
                 self._waiting.popleft()
+            if self._closing or not any(_may_end(worker) for worker in self._workers):
+                self._try_out(job)
+                raise StuckError
             ahead = len(self._waiting)
             late = ahead * self._mean_s / len(self._workers) > job.deadline.left_s()
             if ahead >= self._most_waiting or (ahead and late):
                 raise OverloadedError
             self._waiting.append(job)
+            self._changed.notify()
+
+    def _try_out(self, job: _Job) -> None:
+        """Let a thread that has not proved itself run the job of a request that does not wait for it."""
+        if not self._closing and not self._waiting and any(worker.job is None for worker in self._workers):
+            self._waiting.append(_Job(job.call, job.deadline, None, None))
             self._changed.notify()
 
     def _tend(self) -> None:
@@ -126,11 +135,10 @@ class Workers:
                 self._pause_s = min(self._pause_s * 2, PAUSE_S[1])
             self._next_start = max(self._next_start, time.monotonic() + self._pause_s)
         if len(self._workers) < self._threads and time.monotonic() >= self._next_start and self.healthy():
-            self._start()
+            self._start(_Worker(proved=False))
             self._next_start = time.monotonic() + self._pause_s
 
-    def _start(self) -> None:
-        worker = _Worker()
+    def _start(self, worker: _Worker) -> None:
         self._workers.append(worker)
         # A daemon: the process must be able to end while one hangs.
         threading.Thread(target=self._run, args=(worker,), name=self._name, daemon=True).start()
@@ -171,7 +179,7 @@ def _wanted(job: _Job) -> bool:
 
 
 def _may_end(worker: _Worker) -> bool:
-    return worker.job is None or worker.job.deadline.left_s() > 0
+    return worker.proved and (worker.job is None or worker.job.deadline.left_s() > 0)
 
 
 def _tell(

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from degre_prod.config import ServingConfig
+from degre_prod.constraints.rules import Rules
 from degre_prod.errors import FeatureError
 from degre_prod.requests import FeatureColumns, Request
 from degre_prod.schema import DataSchema, parse_schema
 from serving.clock import fixed_clock
 from serving.engine import Engine
+from serving.fallback import first_feasible
 from serving.features import FeatureRead
 
 NOW_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
+BRANDS = ("acme", "bolt", None)  # of item i: BRANDS[i % 3]
 SCHEMA = """
 name: fake
 id_type: int64
@@ -25,7 +28,7 @@ list_length: 3
 max_candidates: 6
 objectives: [{name: click}]
 user: {features: [{name: age, kind: numeric}]}
-item: {features: [{name: price, kind: numeric}]}
+item: {features: [{name: price, kind: numeric}, {name: brand, kind: categorical}]}
 context: [{name: hour, kind: numeric}, {name: device, kind: categorical}]
 candidate_features: [{name: discount, kind: numeric}, {name: badge, kind: categorical}]
 scores: [upstream, second]
@@ -33,8 +36,8 @@ recent_event_types: [click]
 """
 
 
-def fake_schema() -> DataSchema:
-    return parse_schema(SCHEMA)
+def fake_schema(constraints: str = "") -> DataSchema:
+    return parse_schema(SCHEMA + constraints)
 
 
 @dataclass
@@ -62,11 +65,16 @@ class FakeBundle:
     schema: DataSchema = field(default_factory=fake_schema)
     encoder: FakeEncoder = field(default_factory=FakeEncoder)
     broken: str = ""
+    follows_rules: bool = True
+    trust_region: int | None = None
 
-    def decode(self, encoded: dict[str, np.ndarray], length: int) -> FakeDecoded:
+    def decode(self, encoded: dict[str, np.ndarray], length: int, rules: Rules | None = None) -> FakeDecoded:
         if self.broken == "raises":
             raise RuntimeError("the model is broken")
-        order = np.argsort(-encoded["ids"], kind="stable")[:length]
+        ranking = np.argsort(-encoded["ids"], kind="stable")
+        order = ranking[:length]
+        if rules is not None and self.broken != "disobeys":
+            order = np.array(first_feasible(rules, ranking))
         if self.broken == "twice":
             order[:] = order[0]
         margins = np.arange(length, 0, -1, dtype=np.float32)
@@ -97,7 +105,7 @@ class FakeFeatures:
         price = np.array([float(i) if i in self.known_items else np.nan for i in item_ids], np.float32)
         return FeatureRead(
             user=FeatureColumns({"age": np.array([30.0], np.float32)}, 1),
-            items=FeatureColumns({"price": price}, len(item_ids)),
+            items=FeatureColumns({"price": price, "brand": [BRANDS[i % 3] for i in item_ids]}, len(item_ids)),
             unknown_user=user_id == 404,
             stale_user=user_id == 410,
             unknown_items=unknown,

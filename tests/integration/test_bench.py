@@ -18,7 +18,8 @@ from orchestration.bench.timing import interleaved_ms
 from orchestration.cli import app
 from serving.features import FeatureReader
 
-BODY = json.dumps({"user_id": 1, "candidates": [{"id": i} for i in (5, 9, 3)]})
+# A deadline that a pause of the test process, which serves as well, does not reach.
+BODY = json.dumps({"user_id": 1, "candidates": [{"id": i} for i in (5, 9, 3)], "deadline_ms": 5000})
 
 
 @pytest.fixture

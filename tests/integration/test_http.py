@@ -130,6 +130,9 @@ def test_the_openapi_document_states_the_limits(http_server: HttpServer, clean_r
     }
     assert {"RerankRequest", "RerankResponse", "ProblemDocument"} <= set(document["components"]["schemas"])
     assert post["security"] == [{"bearer": []}]
+    told = post["responses"]
+    assert [s for s in told if "Retry-After" in told[s].get("headers", {})] == ["429", "502", "503", "504"]
+    assert all("application/problem+json" in told[status]["content"] for status in told if status != "200")
 
 
 def test_not_ready_while_the_bundle_loads(http_server: HttpServer, clean_redis: str) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import redis
-from serving_fakes import FakeBundle, FakeFeatures, fake_engine
+from serving_fakes import FakeBundle, FakeFeatures, fake_engine, fake_schema
 
+from degre_prod.constraints.settle import YIELDED
 from orchestration.redis_server import running_redis
 from serving.cache import EPOCH_KEY, ResultCache, cache_key
 from serving.engine import Engine
@@ -58,6 +59,8 @@ def test_the_same_inputs_hit_and_give_the_same_answer(cache: ResultCache) -> Non
         {"candidates": [c | {"features": {"discount": 0.6}} for c in REQUEST["candidates"]]},
         {"context": {"hour": 13.0}},
         {"recent_events": []},
+        {"constraints": {"exclude": [9]}},
+        {"constraints": {"gap": {"by": "brand", "slots": 2}}},
         {"recent_events": [EVENT | {"item_id": 4}]},
         {"length": 2},
     ],
@@ -97,6 +100,26 @@ def test_explained_answers_never_come_from_the_cache_nor_go_there(cache: ResultC
         assert list(client.scan_iter("degre:cache:*")) == []
     ask(engine)
     assert ask(engine, explain=True).source == "generator"
+
+
+def test_constraints_are_part_of_the_key_and_hits_obey_them(cache: ResultCache, clean_redis: str) -> None:
+    engine, pinned = fake_engine(cache=cache), {"constraints": {"pinned": {"0": 3}, "gap": {"by": "brand", "slots": 2}}}
+    first, second = ask(engine, **pinned), ask(engine, **pinned)
+    assert (first.source, second.source) == ("generator", "cache")
+    assert first.ids() == second.ids() == [3, 5, 9]
+    with redis.Redis.from_url(clean_redis) as client:
+        (key,) = client.scan_iter("degre:cache:*")
+        entry = json.loads(client.get(key))
+        client.set(key, json.dumps(entry | {"items": [9, 5, 3]}))  # a list, but not with 3 in front
+    assert ask(engine, **pinned).source == "generator"
+
+
+def test_a_list_for_which_standing_constraints_yielded_is_kept_and_says_so(cache: ResultCache) -> None:
+    schema = fake_schema("constraints: {quotas: [{by: badge, value: x, min: 1}]}")  # no candidate has it
+    engine = fake_engine(bundle=FakeBundle(schema=schema), cache=cache)
+    first, second = ask(engine), ask(engine)
+    assert (first.source, second.source) == ("generator", "cache")
+    assert first.degraded == second.degraded == [YIELDED]
 
 
 def test_fallbacks_are_not_kept(cache: ResultCache) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tiny_bundle import TinyWorld
 
+from orchestration.bench.bed import replica_pids
+
 DEGRE = [sys.executable, "-c", "from orchestration.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 REQUEST = json.dumps({"user_id": 1, "candidates": [{"id": 3}, {"id": 4}, {"id": 5}], "length": 2, "deadline_ms": 5000})
@@ -47,6 +49,9 @@ def test_serve_until_ctrl_c(tiny: TinyWorld) -> None:
         answer = json.loads(rerank(found[1], "--json").stdout)
         assert (answer["source"], len(answer["items"])) == ("generator", 2)
         assert answer["degraded"] == ["unknown_user", "unknown_items:3"]
+        # Ray's default is 15: whatever else computes on the machine would go before every request.
+        ours = os.getpriority(os.PRIO_PROCESS, server.pid)
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in replica_pids()] == [ours]
         refused = rerank(found[1], text=REQUEST.replace("3", '"three"', 1))
         assert refused.returncode == 2
         assert "candidates[0].id" in refused.stderr

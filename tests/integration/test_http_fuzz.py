@@ -16,9 +16,12 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import CHECKS
-from serving_fakes import FakeFeatures, fake_engine
+from serving_fakes import BRANDS, FakeFeatures, fake_engine
 from serving_server import served
 
+from degre_prod.constraints.rules import compile_rules
+from degre_prod.constraints.settle import UNCHECKED
+from degre_prod.constraints.spec import Constraints
 from serving.cache import ResultCache
 from serving.protocol import RerankResponse
 from serving.validation import validate
@@ -87,17 +90,56 @@ def test_every_answer_to_a_valid_request_is_valid(service: str) -> None:
             "explain": st.booleans(),
             "context": st.fixed_dictionaries({}, optional={"hour": number, "device": st.text(max_size=9)}),
             "recent_events": st.lists(event, max_size=5),
+            "constraints": constraints(),
         },
     )
+    refusals = 0
     with httpx.Client() as client:
 
         @settings(LENIENT, max_examples=REQUESTS)
         @given(body=body)
         def ask(body: dict[str, Any]) -> None:
+            nonlocal refusals
+            own = body.get("constraints") or {}
+            for slot, place in own.get("pinned", {}).items():  # which candidate, not known before
+                own["pinned"][slot] = body["candidates"][place % len(body["candidates"])]["id"]
             reply = client.post(f"{service}/v1/rerank", json=body)
+            if own and reply.status_code == 422:
+                refusals += 1
+                assert all(error["field"].startswith("constraints") for error in reply.json()["errors"]), reply.text
+                return
             assert reply.status_code == 200, reply.text
-            ids = {c["id"] for c in body["candidates"]}
-            answer = RerankResponse.model_validate_json(reply.content)
-            validate(answer.ids(), ids, min(int(str(body.get("length", 3))), 3, len(ids)))
+            check(body, own, RerankResponse.model_validate_json(reply.content))
 
         ask()
+    assert 0 < refusals < REQUESTS / 2
+
+
+def constraints() -> st.SearchStrategy[dict[str, Any]]:
+    """Most can be obeyed, some cannot."""
+    column = st.sampled_from(["brand", "brand", "brand", "badge"])
+    quota = st.fixed_dictionaries(
+        {"by": column, "value": st.sampled_from([*BRANDS[:2], "hot"]), "max": st.integers(1, 3)},
+        optional={"min": st.integers(0, 1)},
+    )
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "exclude": st.lists(st.integers(-5, 120), max_size=5),
+            "pinned": st.dictionaries(st.sampled_from(["0", "1", "2"]), st.integers(0, 5), max_size=1),
+            "gap": st.fixed_dictionaries({"by": column, "slots": st.integers(2, 3)}),
+            "quotas": st.lists(quota, max_size=2, unique_by=lambda q: (q["by"], q["value"])),
+        },
+    )
+
+
+def check(body: dict[str, Any], own: dict[str, Any], answer: RerankResponse) -> None:
+    """The list is valid, and obeys the request's constraints as far as the service says that it could check them."""
+    first = {c["id"]: c for c in reversed(body["candidates"])}
+    ids = list(dict.fromkeys(c["id"] for c in body["candidates"]))
+    badges = [first[i].get("features", {}).get("badge") for i in ids]
+    columns: dict[str, Any] = {"badge": badges, "brand": [BRANDS[i % 3] for i in ids]}
+    if UNCHECKED in answer.degraded:
+        own = own | {"gap": None, "quotas": []}
+    due = min(body.get("length", 3), 3, len(set(ids) - set(own.get("exclude", ()))))
+    validate(answer.ids(), ids, due, compile_rules(Constraints.model_validate(own), ids, columns, due))

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -33,9 +34,9 @@ class StoppingBundle(FakeBundle):
         self.gate = threading.Event()
         self.gate.set()
 
-    def decode(self, encoded: dict[str, Any], length: int) -> FakeDecoded:
+    def decode(self, *args: Any) -> FakeDecoded:
         self.gate.wait()
-        return super().decode(encoded, length)
+        return super().decode(*args)
 
 
 def post(url: str, **fields: Any) -> httpx.Response:
@@ -49,7 +50,7 @@ def test_a_model_that_hangs_for_good_costs_order_never_the_service(
     monkeypatch.setattr(serving.workers, "PAUSE_S", (0.05, 0.1))
     bundle = StoppingBundle()
     with http_server(fake_engine(bundle=bundle), clean_redis, threads=2) as url:
-        assert post(url).json()["source"] == "generator"
+        assert post(url, deadline_ms=5000).json()["source"] == "generator"
         bundle.gate.clear()
         try:
             given: list[str] = []
@@ -108,6 +109,25 @@ def test_overload_is_shed_with_a_problem_document(http_server: HttpServer, clean
             assert answer.headers["retry-after"] == "1"
             assert answer.elapsed.total_seconds() < 0.4  # before the deadline is lost
         assert metric(url, 'degre_shed_total{reason="ongoing"}') == 5
+
+
+def test_bodies_that_only_trickle_in_do_not_pile_up(http_server: HttpServer, clean_redis: str) -> None:
+    with (
+        http_server(fake_engine(), clean_redis, max_ongoing_requests=1, max_queued_requests=2) as url,
+        ExitStack() as open_ones,
+    ):
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(3):
+            slow = open_ones.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            slow.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        poll(lambda: post(url).status_code == 429)
+        refused = post(url)
+        assert "3 requests are open" in is_problem(refused, 429)["detail"]
+        assert refused.headers["retry-after"] == "1"
+        assert metric(url, 'degre_shed_total{reason="open"}') >= 2
+        open_ones.close()
+        poll(lambda: post(url).status_code == 200)
+        assert metric(url, 'degre_requests_total{endpoint="rerank",status="500"}') == 0
 
 
 def test_work_that_would_come_too_late_gets_a_fallback_at_once(http_server: HttpServer, clean_redis: str) -> None:
@@ -179,7 +199,7 @@ def test_explained_answers_tell_the_features_read(http_server: HttpServer, clean
     with http_server(fake_engine(), clean_redis) as url:
         document = post(url, explain=True, candidates=[{"id": 5}, {"id": 9}, {"id": 101}]).json()
     assert document["user_features"] == {"age": 30.0}
-    assert [i["features"] for i in document["items"]] == [{"price": None}, {"price": 9.0}, {"price": 5.0}]
+    assert [i["features"]["price"] for i in document["items"]] == [None, 9.0, 5.0]
     assert [i.get("margin") for i in document["items"]] == [3.0, 2.0, None]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -12,6 +15,7 @@ import httpx
 import pytest
 from serving_server import poll
 
+from degre_prod.config import ServingConfig
 from orchestration.bench import breakages, faults
 from orchestration.bench.bed import Bed, bed, replica_urls, service
 from orchestration.bench.faults import Fault
@@ -54,6 +58,41 @@ def test_faults_cost_order_never_the_answer(made: Bed, url: str, name: str) -> N
     assert row["best_again_s"] <= 5, row
     if name == "corrupt_bundle":
         assert row["refused_by"] == 2
+
+
+def answers_by_model(replica: str, body: bytes) -> bool:
+    return httpx.post(f"{replica}/v1/rerank", content=body).json()["source"] in ("generator", "cache")
+
+
+def test_a_burst_far_beyond_capacity_is_shed_in_one_way(made: Bed, url: str) -> None:
+    """Five times what two replicas take at once, while nothing gets done: what is not answered is a problem document."""
+    body = made.requests[0].model_copy(update={"deadline_ms": 1500.0, "user_id": 98}).model_dump_json().encode()
+    address = urlsplit(url)
+    burst, taken = 640, 2 * ServingConfig().max_ongoing_requests
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        head = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def together() -> list[bytes]:
+        return await asyncio.gather(*(ask() for _ in range(burst)))
+
+    with breakages.model_hangs(made.folder / "hang"):
+        answers = Counter(
+            re.sub(rb"\r\ndate:[^\r]*", b"", a.split(b"\r\n\r\n")[0].lower()) for a in asyncio.run(together())
+        )
+    heads = {head: count for head, count in answers.items() if not head.startswith(b"http/1.1 200")}
+    assert answers.total() - sum(heads.values()) <= taken
+    for head in heads:
+        assert head.startswith(b"http/1.1 429"), head
+        assert b"content-type: application/problem+json" in head
+        assert b"retry-after: 1" in head
+    for replica in replica_urls():  # both must have got over it before the next test
+        poll(partial(answers_by_model, replica, body))
 
 
 def test_a_client_that_hangs_up_is_not_worked_for(made: Bed, url: str) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import socket
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
+from serving_server import poll
+from test_http import is_problem
 from tiny_bundle import TinyWorld
 
 from degre_prod.config import Settings, load_settings
@@ -44,8 +50,11 @@ def test_serve_yaml_builds_the_application(tiny: TinyWorld, secrets: None) -> No
     scaling = built.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (serving.replicas, serving.max_replicas)
     assert scaling.target_ongoing_requests == serving.target_ongoing_requests
-    assert built.max_ongoing_requests == 2 * serving.max_ongoing_requests
-    assert built.max_queued_requests == serving.max_queued_requests
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (5, 120)
+    assert (scaling.look_back_period_s, scaling.metrics_interval_s) == (5, 1)
+    # Ray Serve sheds in plain text: the application must come first.
+    assert built.max_ongoing_requests > 100 * (serving.max_ongoing_requests + serving.max_queued_requests)
+    assert built.max_queued_requests == -1
     assert built.graceful_shutdown_timeout_s == serving.drain_seconds
     assert built.health_check_timeout_s == 10
     with pytest.raises(ConfigurationError, match=r"serve\.yaml: bundel"):
@@ -81,3 +90,36 @@ def test_a_node_gets_its_environment_from_one_command(tmp_path: Path, capsys: py
     assert f"export RAY_SERVE_HAPROXY_BINARY_PATH={tmp_path}/ha/haproxy" in lines
     assert "127.0.0.1" in (tmp_path / "ha" / "haproxy").read_text()
     assert (tmp_path / "ha").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("status", [502, 503])
+def test_the_proxy_itself_answers_with_a_problem_document(tmp_path: Path, status: int) -> None:
+    """A configuration like Ray's under the wrapper, with a replica that is not there, or that ends every connection."""
+    variables = haproxy.haproxy_variables(tmp_path, metrics_port=1, stats_port=2, drain_s=1)
+    port = haproxy.free_port()
+    with socket.create_server(("127.0.0.1", 0)) as replica:
+        address = f"127.0.0.1:{replica.getsockname()[1] if status == 502 else haproxy.free_port()}"
+        config = tmp_path / "haproxy.cfg"
+        config.write_text(
+            "defaults\n mode http\n timeout connect 1s\n timeout client 5s\n timeout server 5s\n retries 0\n"
+            + "".join(f" errorfile {code} /tmp/of-ray/500.http\n" for code in (502, 503, 504))
+            + f"frontend f\n bind 127.0.0.1:{port}\n default_backend b\nbackend b\n server s {address}\n"
+        )
+        threading.Thread(target=lambda: [replica.accept()[0].close() for _ in range(10)], daemon=True).start()
+        proxy = subprocess.Popen([variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)])
+        try:
+            poll(lambda: accepts(port))
+            answer = httpx.get(f"http://127.0.0.1:{port}/v1/rerank")
+        finally:
+            proxy.terminate()
+            proxy.wait()
+    assert (answer.status_code, answer.headers["retry-after"]) == (status, "1")
+    assert is_problem(answer, status)["detail"] == "no replica has answered"
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True

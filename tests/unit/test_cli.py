@@ -108,7 +108,7 @@ def unfinished(folder: Path) -> Path:
         (("evaluate", "RUN"), "run `degre train generator` first"),
         (("mine", "RUN", "--config", "ALONE"), "not finished yet"),
         (("train", "generator", "RUN", "--config", "ALONE"), "not finished yet"),
-        (("mine", "RUN", "--config", "WRONG"), "mining.beam is not a setting; did you mean mining.beam_width"),
+        (("mine", "RUN", "--config", "WRONG"), "mining.beam is not a setting; did you mean mining.beams"),
         (("demo", "--data", "NOWHERE", "--out", "OUT"), "no such file or folder"),
         (("rerank", "--file", "NOWHERE"), "cannot read the request"),
     ],

@@ -58,7 +58,7 @@ def test_an_answer_is_passed_on() -> None:
         ((httpx.ReadTimeout("late"),), "client_timeout"),
         ((httpx.ConnectError("no"), httpx.ReadTimeout("late")), "client_timeout"),
         ((reply(500, {}, "application/problem+json"),), "client_status_500"),
-        ((reply(503, {}, "application/problem+json"),), "client_status_503"),
+        ((reply(503, {}, "application/problem+json"),) * 2, "client_status_503"),
         ((reply(500, b"proxy", "text/plain"), reply(500, b"proxy", "text/plain")), "client_status_500"),
         ((reply(429),), "client_status_429"),
         ((reply(200, b"<html>"),), "client_bad_answer"),
@@ -73,7 +73,12 @@ def test_a_service_that_is_away_gives_the_callers_order(replies: tuple[Reply, ..
 
 
 @pytest.mark.parametrize(
-    "broken", [httpx.RemoteProtocolError("closed"), reply(500, b"from the proxy, a replica died", "text/plain")]
+    "broken",
+    [
+        httpx.RemoteProtocolError("closed"),
+        reply(502, {}, "application/problem+json"),
+        reply(500, b"another proxy", "text/plain"),
+    ],
 )
 def test_a_broken_connection_is_tried_once_more(broken: Reply) -> None:
     answer, taken = play(rerank_steps(REQUEST, 400), broken, reply(200, ANSWER))

@@ -70,13 +70,35 @@ def test_threads_that_hang_are_replaced_and_others_refused_meanwhile(pool: Calla
         await asyncio.sleep(0.03)
         with pytest.raises(StuckError):  # both are over their deadline: at once, not after this one's
             workers.submit(lambda: 1, Deadline(1000))
-        answer = await until_taken(workers, lambda: "well")
-        assert answer == "well"
+        assert await until_taken(workers, lambda: "well") == "well"
         assert workers.lost == 2
         gate.set()
         while workers.lost:
             await asyncio.sleep(0.005)
         assert await workers.submit(lambda: "still", Deadline(1000)) == "still"
+
+    asyncio.run(asyncio.wait_for(ask(), 10))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_thread_in_a_lost_ones_place_proves_itself_on_work_nobody_waits_for(pool: Callable[..., Workers]) -> None:
+    async def ask() -> None:
+        workers, gate = pool(threads=2), threading.Event()
+        begun: list[float] = []
+
+        def hang() -> bool:
+            begun.append(time.monotonic())
+            return gate.wait()
+
+        for _ in range(2):
+            workers.submit(hang, Deadline(20))
+        await asyncio.sleep(0.03)
+        while len(begun) < 4:  # two more were tried out, though every caller was refused at once
+            with pytest.raises(StuckError):
+                workers.submit(hang, Deadline(20))
+            await asyncio.sleep(0.005)
+        gate.set()
+        assert await until_taken(workers, lambda: "well") == "well"
 
     asyncio.run(asyncio.wait_for(ask(), 10))
 

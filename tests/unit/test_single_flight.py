@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serving_fakes import FakeFeatures, fake_engine
 from serving_server import poll
 
+import serving.single_flight as module
 from serving.cache import ResultCache
 from serving.engine import Answer, Engine
 from serving.protocol import RerankRequest
@@ -33,6 +35,36 @@ def test_who_joins_gets_the_leaders_result() -> None:
         gate.set()
         assert (leader.result(), follower.result()) == (7, 7)
     assert flights.join("k", 0.1) is None
+
+
+def test_a_computation_that_hangs_is_not_waited_for_by_everyone_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STALE_S", 0.05)
+    flights: SingleFlight[int] = SingleFlight()
+    gate, started = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        hung = pool.submit(flights.lead, "k", lambda: (started.set(), gate.wait(10), 1)[2])
+        assert started.wait(10)
+        time.sleep(0.06)
+        begun = time.monotonic()
+        assert flights.join("k", 5) is None
+        assert time.monotonic() - begun < 1
+        seen: list[int | None] = []
+        again = threading.Thread(target=lambda: seen.append(flights.join("k", 10)))
+
+        def compute() -> int:
+            again.start()
+            poll(lambda: again.is_alive())
+            gate.set()
+            hung.result()  # the one that hung ends, and takes nobody else's place away
+            time.sleep(0.02)
+            return 2
+
+        monkeypatch.setattr(module, "STALE_S", 10)
+        flights._flights["k"].started -= 20
+        assert flights.lead("k", compute) == 2
+        again.join()
+        assert seen == [2]
+    assert flights._flights == {}
 
 
 def test_a_failed_computation_is_nobodys_result() -> None:
