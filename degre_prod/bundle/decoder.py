@@ -6,9 +6,11 @@ smaller graphs: one call to encode, one a slot, and between two slots the mask t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,30 +22,58 @@ from degre_prod.errors import BundleError, ConstraintError
 ALONE = 1e8  # a margin above this means that no other item was left
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A greedy list: order (length,) of indices into the candidates, margins (length,) float32, inf where nothing else was left.
+class Reasons(NamedTuple):
+    """Why each item stands in its slot; see Decoded."""
 
-    logits (length,) float32 of the chosen items and runner_up (length,), indices into the candidates, -1 where nothing else
-    was left; both None from a bundle of format 1. The runner-up is the best of those that the rules left.
-    """
-
-    order: np.ndarray
     margins: np.ndarray
     logits: np.ndarray | None = None
     runner_up: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """A greedy list: order (length,) of indices into the candidates, and what explains it, worked out when it is asked for.
+
+    margins (length,) float32, inf where nothing else was left · logits (length,) float32 of the chosen items and runner_up
+    (length,), indices into the candidates, -1 where nothing else was left; both None from a bundle of format 1. The runner-up
+    is the best of those that the rules left.
+    """
+
+    order: np.ndarray
+    reason: Callable[[], Reasons]
+
+    @cached_property
+    def _reasons(self) -> Reasons:
+        return self.reason()
+
+    @property
+    def margins(self) -> np.ndarray:
+        """See the class."""
+        return self._reasons.margins
+
+    @property
+    def logits(self) -> np.ndarray | None:
+        """See the class."""
+        return self._reasons.logits
+
+    @property
+    def runner_up(self) -> np.ndarray | None:
+        """See the class."""
+        return self._reasons.runner_up
+
+
+@dataclass(frozen=True)
 class Graph:
     """An ONNX Runtime session on one thread; safe to call from several threads.
 
-    `arrays`: its name and the encoder's of each array of the request. `takes_allowed`: graphs since format 3 do.
+    `arrays`: its name and the encoder's of each array of the request. `takes_allowed`: graphs of format 3 do; `takes_mask`:
+    those before it did.
     """
 
     session: Any
     arrays: tuple[tuple[str, str], ...]
     takes_allowed: bool
+    takes_mask: bool
 
     def __call__(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs, in the graph's order."""
@@ -82,16 +112,13 @@ class Decoder:
         C = len(encoded["prior_rank_C"])
         feed = _feed(self.whole, encoded)
         if self.whole.takes_allowed:
-            feed["allowed"] = feed["mask"] if allowed_C is None else allowed_C[None]
-        order, margins, *more = self.whole(feed)
+            feed["allowed"] = np.ones((1, C), bool) if allowed_C is None else allowed_C[None]
+        order, *more = self.whole(feed)
         take = min(length, C if allowed_C is None else int(allowed_C.sum()), order.shape[1])
-        margin = margins[0, :take]
-        alone = margin > ALONE
-        decoded = Decoded(order[0, :take], np.where(alone, np.float32(np.inf), margin))
-        if not more:
-            return decoded
-        logits, runner_up = more
-        return replace(decoded, logits=logits[0, :take], runner_up=np.where(alone, -1, runner_up[0, :take]))
+        chosen = order[0, :take]
+        if self.whole.takes_mask:
+            return Decoded(chosen, partial(_told, take, *more))
+        return Decoded(chosen, partial(_seen, chosen, encoded["prior_rank_C"], more[0][0, :take]))
 
 
 def open_decoder(whole: Path, encode: Path | None = None, step: Path | None = None) -> Decoder:
@@ -99,6 +126,30 @@ def open_decoder(whole: Path, encode: Path | None = None, step: Path | None = No
     if encode is None or step is None:
         return Decoder(_open(whole))
     return Decoder(_open(whole), _open(encode), _open(step))
+
+
+def _told(
+    take: int, margins: np.ndarray, logits: np.ndarray | None = None, runner_up: np.ndarray | None = None
+) -> Reasons:
+    """As graphs of formats 1 and 2 worked it out for every answer."""
+    margin = margins[0, :take]
+    alone = margin > ALONE
+    margin = np.where(alone, np.float32(np.inf), margin)
+    if logits is None or runner_up is None:
+        return Reasons(margin)
+    return Reasons(margin, logits[0, :take], np.where(alone, -1, runner_up[0, :take]))
+
+
+def _seen(order_T: np.ndarray, prior_rank_C: np.ndarray, logits_TC: np.ndarray) -> Reasons:
+    """From the logits of every slot, candidates in ascending prior rank, those that could not be chosen far below."""
+    by_rank = np.argsort(prior_rank_C, kind="stable")
+    slots, place = np.arange(len(order_T)), np.argsort(by_rank)[order_T]
+    logits, rest = logits_TC[slots, place], logits_TC.copy()
+    rest[slots, place] = -np.inf
+    second = rest.argmax(1)
+    margin = logits - rest[slots, second]
+    alone = margin > ALONE
+    return Reasons(np.where(alone, np.float32(np.inf), margin), logits, np.where(alone, -1, by_rank[second]))
 
 
 def _by_steps(encode: Graph, step: Graph, encoded: Encoded, rules: Rules) -> Decoded:
@@ -119,13 +170,14 @@ def _by_steps(encode: Graph, step: Graph, encoded: Encoded, rules: Rules) -> Dec
         order[t], logits[t], x = found[0], logits_C[chosen], z[None, chosen : chosen + 1]
         if len(found) > 1:
             runner_up[t], margins[t] = found[1], logits[t] - logits_C[place[found[1]]]
-    return Decoded(order, margins, logits, runner_up)
+    return Decoded(order, lambda: Reasons(margins, logits, runner_up))
 
 
 def _feed(graph: Graph, encoded: Encoded) -> dict[str, np.ndarray]:
     """The arrays of one request under the graph's names for them; every candidate is there."""
     feed = {name: encoded[key][None] for name, key in graph.arrays}
-    feed["mask"] = np.ones((1, len(encoded["prior_rank_C"])), bool)
+    if graph.takes_mask:
+        feed["mask"] = np.ones((1, len(encoded["prior_rank_C"])), bool)
     return feed
 
 
@@ -148,7 +200,7 @@ def graph_of(session: Any) -> Graph:
     """A session with what it takes."""
     names = [i.name for i in session.get_inputs()]
     arrays = tuple((name, _key(name)) for name in names if name not in ("mask", "allowed"))
-    return Graph(session, arrays, "allowed" in names)
+    return Graph(session, arrays, "allowed" in names, "mask" in names)
 
 
 def _key(name: str) -> str:

@@ -19,25 +19,24 @@ from typing import cast
 import numpy as np
 
 from degre_prod.encoding.store import CANDIDATE_ARRAYS, REQUEST_ARRAYS
-from degre_prod.models.generator import NEVER, Generator, SetBlock
+from degre_prod.models.generator import Generator, SetBlock
 from degre_prod.training.graph_parts import Weights, linear, norm, perceptron
 from degre_prod.training.onnx_graph import MICROSOFT, GraphBuilder, Value
 
 
 @dataclass(frozen=True)
 class EncodedNodes:
-    """by_rank_C: indices of the candidates in ascending prior rank, in whose order mask_1C, penalty_1C (0 or NEVER) and
-    z_CD are; request_1X: what the decoder starts from."""
+    """by_rank_C: indices of the candidates in ascending prior rank, in whose order z_CD is; request_1X: what the decoder
+    starts from."""
 
     by_rank: Value
-    mask: Value
-    penalty: Value
     z: Value
     request: Value
 
 
 def encoder_nodes(g: GraphBuilder, w: Weights, generator: Generator) -> EncodedNodes:
-    """Inputs are the generator's batch arrays for a batch of 1, C dynamic; arrays without columns are no inputs."""
+    """Inputs are the generator's batch arrays for a batch of 1, C dynamic; arrays without columns are no inputs. One request
+    has no padding, so there is no mask."""
     layout, D = generator.spec.layout, generator.spec.width
     arrays: dict[str, Value] = {}
     for name in (*CANDIDATE_ARRAYS, *REQUEST_ARRAYS):
@@ -46,22 +45,19 @@ def encoder_nodes(g: GraphBuilder, w: Weights, generator: Generator) -> EncodedN
         if width:
             shape = (1, "C", width) if name in CANDIDATE_ARRAYS else (1, width)
             arrays[name] = g.input(name, np.float32 if kind == "num" else np.int64, shape)
-    mask = g.input("mask", np.bool_, (1, "C"))
     by_rank = _by_prior_rank(g, g.input("prior_rank", np.int64, (1, "C")))
     for name in CANDIDATE_ARRAYS:
         if name in arrays:
             arrays[name] = g.node("Gather", g.node("Squeeze", arrays[name], g.ints(0)), by_rank, axis=0)
-    mask = g.node("Gather", mask, by_rank, axis=1)
-    penalty = g.node("Where", mask, g.const(0.0), g.const(NEVER))
 
     fields = [_field(g, w, group, arrays, len(layout.cat[group]), D) for group in ("item", "prior", "user", "context")]
     z = _token(g, w, fields, D)
     for layer, block in enumerate(cast(Iterable[SetBlock], generator.blocks)):
-        z = _block(g, w, f"blocks.{layer}", z, penalty, D, block.heads)
+        z = _block(g, w, f"blocks.{layer}", z, D, block.heads)
     z = norm(g, w, "norm", z)
     user, context = (g.node("Slice", f, g.ints(0), g.ints(D), g.ints(1)) for f in fields[2:])
-    request = g.node("Concat", user, context, _mean(g, z, mask), axis=1)
-    return EncodedNodes(by_rank, mask, penalty, z, request)
+    mean = g.node("ReduceMean", z, axes=[0], keepdims=1)
+    return EncodedNodes(by_rank, z, g.node("Concat", user, context, mean, axis=1))
 
 
 def _by_prior_rank(g: GraphBuilder, prior_rank: Value) -> Value:
@@ -106,7 +102,7 @@ def _token(g: GraphBuilder, w: Weights, fields: list[Value], D: int) -> Value:
     return perceptron(g, w, pooled, "token.pool1", "token.pool2")
 
 
-def _block(g: GraphBuilder, w: Weights, name: str, x: Value, penalty: Value, D: int, heads: int) -> Value:
+def _block(g: GraphBuilder, w: Weights, name: str, x: Value, D: int, heads: int) -> Value:
     """x_CD → x_CD through one SetBlock."""
     normed = norm(g, w, f"{name}.norm1", x)
     weight, bias = w[f"{name}.qkv.weight"].T.copy(), w[f"{name}.qkv.bias"].copy()
@@ -116,15 +112,8 @@ def _block(g: GraphBuilder, w: Weights, name: str, x: Value, penalty: Value, D: 
     qkv = g.reshape(g.linear(normed, weight, bias), -1, 3 * heads, D // heads)
     qkv = g.node("Transpose", qkv, perm=[1, 0, 2])
     query, key, value = g.nodes("Split", qkv, outputs=3, axis=0)
-    scores = g.node("Add", g.node("FusedMatMul", query, key, domain=MICROSOFT, transB=1), penalty)
+    scores = g.node("FusedMatMul", query, key, domain=MICROSOFT, transB=1)
     attended = g.node("MatMul", g.node("Softmax", scores, axis=-1), value)
     attended = g.reshape(g.node("Transpose", attended, perm=[1, 0, 2]), -1, D)
     x = g.node("Add", x, linear(g, w, f"{name}.out", attended))
     return g.node("Add", x, perceptron(g, w, norm(g, w, f"{name}.norm2", x), f"{name}.ff1", f"{name}.ff2"))
-
-
-def _mean(g: GraphBuilder, z: Value, mask: Value) -> Value:
-    """mean_1D over the candidates that are there."""
-    there = g.node("Cast", mask, to=1)
-    count = g.node("Max", g.node("ReduceSum", there, g.ints(1), keepdims=1), g.const(1.0))
-    return g.node("Div", g.node("MatMul", there, z), count)

@@ -1,7 +1,7 @@
 """The whole greedy pass as one ONNX graph for one request: the same function as `Generator.decode`.
 
 - the pointer's query projection is folded into the keys, so a slot is one decoder step and one product;
-- used candidates get a penalty by scatter, and the margins of all slots are read at the end by one top-2;
+- used candidates get a penalty by scatter; margins and runners-up are left to whoever asks for them: the logits go out;
 - what may never be chosen (exclusions, the trust region) is an input. Rules that depend on what was chosen before
   (gaps, quotas, pins, what must be included) are not in this graph: see `step_graph`.
 """
@@ -21,8 +21,8 @@ from degre_prod.training.onnx_graph import GraphBuilder, Value
 
 def export_onnx(generator: Generator, file: Path) -> None:
     """Write the graph: inputs are the generator's batch arrays for a batch of 1, C dynamic, and allowed_1C bool, false where
-    a candidate is seen but never chosen; outputs order_1L, margins_1L, the chosen items' logits_1L, runner_up_1L (indices,
-    -1: nobody; meaningless where the margin says that nothing was left).
+    a candidate is seen but never chosen; outputs order_1L, and logits_1LC with the candidates in ascending prior rank, near
+    NEVER where one could not be chosen.
 
     Past the last allowed candidate `order` is meaningless: callers cut there.
     """
@@ -31,30 +31,19 @@ def export_onnx(generator: Generator, file: Path) -> None:
     g = GraphBuilder()
     encoded = encoder_nodes(g, w, generator)
     allowed = g.node("Gather", g.input("allowed", np.bool_, (1, "C")), encoded.by_rank, axis=1)
-    penalty = g.node("Where", allowed, encoded.penalty, g.const(NEVER))
-    order, margins, logits, runner_up = _pointer(g, w, spec, encoded.z, encoded.request, penalty)
-    order = g.node("Gather", encoded.by_rank, order)
-    runner_up = g.node("Gather", g.node("Concat", encoded.by_rank, g.ints(-1), axis=0), runner_up)  # -1: nobody
-    of_indices, of_logits = (np.int64, (1, L)), (np.float32, (1, L))
-    outputs: dict[str, tuple[Value, type, tuple[int, ...]]] = {
-        "order": (order, *of_indices),
-        "margins": (margins, *of_logits),
-    }
-    outputs |= {"logits": (logits, *of_logits), "runner_up": (runner_up, *of_indices)}
-    g.save(str(file), outputs)
+    penalty = g.node("Where", allowed, g.const(0.0), g.const(NEVER))
+    chosen, logits = _pointer(g, w, spec, encoded.z, encoded.request, penalty)
+    order = g.node("Gather", encoded.by_rank, chosen)
+    g.save(str(file), {"order": (order, np.int64, (1, L)), "logits": (logits, np.float32, (1, L, "C"))})
 
 
 def _pointer(
     g: GraphBuilder, w: Weights, spec: GeneratorSpec, z: Value, request: Value, penalty: Value
-) -> tuple[Value, Value, Value, Value]:
-    """order_1L, margins_1L, the chosen logits_1L, runner_up_1L; indices in prior-rank order.
-
-    One candidate more, never chosen, is every last one's rival: index C.
-    """
+) -> tuple[Value, Value]:
+    """chosen_1L and logits_1LC, candidates in prior-rank order."""
     D, L = spec.width, spec.layout.list_length
     decoder = decoder_nodes(spec, w)
-    keys = g.node("Concat", pointer_keys(g, w, z, D), g.const(np.zeros((D, 1))), axis=1)
-    penalty = g.node("Concat", g.reshape(penalty, -1), g.const([2 * NEVER]), axis=0)
+    keys, penalty = pointer_keys(g, w, z, D), g.reshape(penalty, -1)
     x, state = first_input(g, w, request), decoder.start(g, request)
     chosen: list[Value] = []  # (1, 1) each, so that a gathered row is a sequence of one, (1, 1, D), without reshaping
     logits: list[Value] = []
@@ -65,8 +54,4 @@ def _pointer(
         h, state = decoder.step(g, x, state)
         logits.append(g.node("Add", g.node("MatMul", h, keys), penalty))
         chosen.append(g.node("ArgMax", logits[-1], axis=2, keepdims=0))
-    best, indices = g.nodes("TopK", g.node("Concat", *logits, axis=1), g.ints(2), outputs=2, axis=2)
-    first, second = g.nodes("Split", best, outputs=2, axis=2)
-    margins = g.reshape(g.node("Sub", first, second), 1, L)
-    runner_up = g.nodes("Split", indices, outputs=2, axis=2)[1]
-    return g.node("Concat", *chosen, axis=1), margins, g.reshape(first, 1, L), g.reshape(runner_up, 1, L)
+    return g.node("Concat", *chosen, axis=1), g.node("Concat", *logits, axis=1)

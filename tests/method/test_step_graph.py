@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_greedy_graph import CATEGORIES, NUMBERS, L, encoded, model
 
-from degre_prod.bundle.decoder import Decoded, _by_steps
+from degre_prod.bundle.decoder import Decoded, Reasons, _by_steps
 from degre_prod.constraints.check import check_list
 from degre_prod.constraints.mask import feasible_next, feasible_requests
 from degre_prod.constraints.rules import Rules, compile_rules, unconstrained
@@ -66,7 +66,8 @@ def eager(generator: Generator, arrays: Encoded, rules: Rules) -> Decoded:
             margins.append(scores[best] - scores[others[0]] if others else np.inf)
             runner_up.append(others[0] if others else -1)
             x = z[:, best]
-    return Decoded(np.array(order), np.array(margins), np.array(logits), np.array(runner_up))
+    reasons = Reasons(np.array(margins), np.array(logits), np.array(runner_up))
+    return Decoded(np.array(order), lambda: reasons)
 
 
 def assert_same(one: Decoded, other: Decoded) -> None:
