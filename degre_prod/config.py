@@ -164,6 +164,12 @@ class ServingConfig(_Section):
     item_cache_items: int = Field(100_000, ge=1, description="items whose values a replica keeps")
     cache: bool = True
     cache_ttl_seconds: int = Field(30, ge=1)
+    exploration_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.2,
+        description="slots that get a random candidate, with logged propensity; never under constraints",
+    )
     log_buffer: int = Field(10_000, ge=1, description="served lists waiting for Redis; more are dropped and counted")
     log_stream_max_length: int = Field(1_000_000, ge=1)
 

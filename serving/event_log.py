@@ -7,9 +7,10 @@ A batch whose reply was lost is appended again, so that readers must take a requ
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 from zlib import crc32
@@ -30,6 +31,9 @@ RETRY_S = (0.1, 2.0)  # first and longest pause while Redis is away
 CLOSE_S = 2.0
 
 
+_Served = tuple[Prepared, RerankResponse, Sequence[float] | None]
+
+
 def shard_key(kind: str, shard: int) -> str:
     """`degre:served:{shard}` or `degre:feedback:{shard}`."""
     return f"degre:{kind}:{shard}"
@@ -40,8 +44,10 @@ def stream_key(kind: str, request_id: str) -> str:
     return shard_key(kind, crc32(request_id.encode()) % SHARDS)
 
 
-def served_record(prepared: Prepared, response: RerankResponse) -> dict[str, Any]:
-    """One served list in the columns of the impression log, as a JSON document."""
+def served_record(
+    prepared: Prepared, response: RerankResponse, propensity: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """One served list in the columns of the impression log, as a JSON document; `propensity` of each shown item."""
     request = prepared.request
     return {
         "request_id": request.request_id,
@@ -60,6 +66,8 @@ def served_record(prepared: Prepared, response: RerankResponse) -> dict[str, Any
         "arm": response.arm,
         "source": response.source,
         "degraded": response.degraded,
+        "propensity": propensity,
+        "list_propensity": None if propensity is None else math.prod(propensity),
     }
 
 
@@ -69,19 +77,19 @@ class ServedLog:
     def __init__(self, url: str, *, buffer: int, stream_max_length: int, timeout_ms: float, metrics: Metrics) -> None:
         self._redis: redis.Redis = request_path_client(url, timeout_ms)
         self._buffer, self._max_length, self._metrics = buffer, stream_max_length, metrics
-        self._waiting: deque[tuple[Prepared, RerankResponse]] = deque()
+        self._waiting: deque[_Served] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="served-log", daemon=True)
         self._thread.start()
 
-    def append(self, prepared: Prepared, response: RerankResponse) -> None:
+    def append(self, prepared: Prepared, response: RerankResponse, propensity: Sequence[float] | None = None) -> None:
         """Queue a served list, or drop and count it when the buffer is full."""
         with self._changed:
             if len(self._waiting) >= self._buffer:
                 self._metrics.served_log("dropped")
                 return
-            self._waiting.append((prepared, response))
+            self._waiting.append((prepared, response, propensity))
             self._changed.notify()
 
     def close(self) -> None:
@@ -121,10 +129,11 @@ class ServedLog:
                     self._waiting.popleft()
             self._metrics.served_log("written", len(batch))
 
-    def _write(self, batch: list[tuple[Prepared, RerankResponse]]) -> None:
+    def _write(self, batch: list[_Served]) -> None:
         pipeline = self._redis.pipeline(transaction=True)
-        for prepared, response in batch:
-            _add(pipeline, "served", response.request_id, served_record(prepared, response), self._max_length)
+        for prepared, response, propensity in batch:
+            record = served_record(prepared, response, propensity)
+            _add(pipeline, "served", response.request_id, record, self._max_length)
         pipeline.execute()
 
 

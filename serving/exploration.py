@@ -14,6 +14,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from degre_prod.requests import Id
+from serving.protocol import RankedItem, RerankResponse
+
 
 @dataclass(frozen=True, slots=True)
 class Explored:
@@ -22,14 +25,6 @@ class Explored:
     order: list[int]
     propensity: list[float]
     changed: bool
-
-    @property
-    def list_propensity(self) -> float:
-        """Of the whole list: the product over its slots."""
-        product = 1.0
-        for p in self.propensity:
-            product *= p
-        return product
 
 
 def explore(order: Sequence[int], count: int, share: float, chance: random.Random) -> Explored:
@@ -45,3 +40,15 @@ def explore(order: Sequence[int], count: int, share: float, chance: random.Rando
         propensity.append((1 - share) * (line[t] == planned) + share / (count - t))
     chosen = line[: len(order)]
     return Explored(chosen, propensity, chosen != list(order))
+
+
+def explored_response(
+    response: RerankResponse, candidate_ids: Sequence[Id], share: float, chance: random.Random
+) -> tuple[RerankResponse, list[float]]:
+    """The answer to send instead, and the propensity of each of its items."""
+    place = {item: index for index, item in enumerate(candidate_ids)}
+    explored = explore([place[item] for item in response.ids()], len(candidate_ids), share, chance)
+    if not explored.changed:
+        return response, explored.propensity
+    items = [RankedItem(id=candidate_ids[c], position=t) for t, c in enumerate(explored.order)]
+    return response.model_copy(update={"items": items}), explored.propensity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from serving.clock import wall_clock
 from serving.deadline import Deadline
 from serving.engine import Answer, Engine
 from serving.event_log import FeedbackLog, ServedLog
+from serving.exploration import explored_response
 from serving.loop_lag import LoopLag
 from serving.metrics import Metrics
 from serving.plan import LastGoodPlan
@@ -24,6 +26,7 @@ from serving.problems import overloaded, unavailable
 from serving.protocol import FeedbackAccepted, FeedbackRequest, RerankRequest, RerankResponse
 from serving.redis_client import RedisFailure, request_path_client
 from serving.rollout import PLAN_TIMEOUT_MS, Engines, Load, PlanFollower
+from serving.rules import restricted
 from serving.workers import OverloadedError, StuckError, Workers
 
 log = structlog.get_logger(__name__)
@@ -55,6 +58,7 @@ class Service:
         self._failure: str | None = None
         self._loading: asyncio.Task[None] | None = None
         self._ongoing, self._most_ongoing = 0, serving.max_ongoing_requests
+        self._exploration, self._chance = serving.exploration_share, random.Random()
         self._open, self._most_open = 0, serving.max_ongoing_requests + serving.max_queued_requests
         self._lag, self._most_lag_s = LoopLag(), serving.deadline_ms / 2000
         self.metrics = Metrics()
@@ -166,8 +170,18 @@ class Service:
         if answer.cached_items is not None:
             self.metrics.items(answer.cached_items, len(prepared.request.candidate_ids))
         self.metrics.answer(response.source, response.degraded, response.timings_ms)
-        self._served.append(prepared, response)
+        propensity = None
+        if self._exploration and self._explorable(engine, prepared, response):
+            ids = prepared.request.candidate_ids
+            response, propensity = explored_response(response, ids, self._exploration, self._chance)
+        self._served.append(prepared, response, propensity)
         return response
+
+    @staticmethod
+    def _explorable(engine: Engine, prepared: Prepared, response: RerankResponse) -> bool:
+        """The generator's own lists, where no rule could be broken and nobody asked for reasons."""
+        ours = response.source in ("generator", "cache")
+        return ours and not prepared.received.explain and not restricted(prepared, engine.bundle)
 
     async def feedback(self, received: FeedbackRequest) -> FeedbackAccepted:
         """Append feedback; raises a 503 Problem unless Redis has taken it."""

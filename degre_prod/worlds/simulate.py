@@ -107,8 +107,10 @@ def draw_log(
     *,
     tau: float = LOGGING_TEMPERATURE,
     exploration: float = 0.0,
+    market: World | None = None,
 ) -> Log:
-    """Draw requests, rank them upstream, show a Plackett–Luce sample of that ranking (scores over τ), and let users react.
+    """Draw requests, rank them upstream, show a Plackett–Luce sample of that ranking (scores over τ), and let users react
+    as in `market`, a drifted world (the same one when absent).
 
     A share `exploration` of the requests, drawn by lot, shows a uniformly random list; `list_propensity_B` is the chance
     of the shown list under both together.
@@ -129,7 +131,7 @@ def draw_log(
         shown_BL[explored_B] = np.argsort(key_XC, axis=1)[:, : spec.list_length]
         propensity_B = _mixed_propensity(logits_BC, shown_BL, exploration)
     shown_ids_BL = np.take_along_axis(candidate_ids_BC, shown_BL, axis=1)
-    click_BL, seen_BL = react(world, user_ids_B, shown_ids_BL, rng)
+    click_BL, seen_BL = react(market or world, user_ids_B, shown_ids_BL, rng)
     return Log(user_ids_B, candidate_ids_BC, upstream_BC, shown_BL, propensity_B, click_BL, seen_BL)
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import redis
 from serving_fakes import FakeFeatures, fake_engine
@@ -233,3 +234,34 @@ def test_the_cache_over_http(http_server: HttpServer, clean_redis: str) -> None:
         assert second["items"] == first["items"]
         assert features.reads == 1
         assert metric(url, 'degre_cache_total{outcome="hit"}') == 1
+
+
+def test_exploration_changes_some_lists_and_logs_with_what_chance(http_server: HttpServer, clean_redis: str) -> None:
+    cache = ResultCache(clean_redis, ttl_seconds=30, timeout_ms=500)
+    with http_server(fake_engine(cache=cache), clean_redis, exploration_share=0.2) as url, httpx.Client() as client:
+        answers = [client.post(f"{url}/v1/rerank", json=REQUEST | {"request_id": f"r{n}"}).json() for n in range(200)]
+        explained = client.post(f"{url}/v1/rerank", json=REQUEST | {"request_id": "why", "explain": True}).json()
+        poll(lambda: len(records(clean_redis, "served")) == 201)
+    lists = {a["request_id"]: [i["id"] for i in a["items"]] for a in answers}
+    usual = [9, 5, 4]
+    assert [i["id"] for i in explained["items"]] == usual
+    changed = sum(shown != usual for shown in lists.values())
+    assert 40 < changed < 120  # 1 − P(all three slots keep their item) is .36
+    assert {a["source"] for a in answers} == {"generator", "cache"}  # what the cache keeps is the generator's own list
+    for record in records(clean_redis, "served"):
+        if record["request_id"] == "why":
+            assert record["propensity"] is None
+            continue
+        assert record["shown_ids"] == lists[record["request_id"]]  # what was sent is what is logged
+        assert len(record["propensity"]) == 3
+        assert record["list_propensity"] == pytest.approx(np.prod(record["propensity"]))
+        if record["shown_ids"] == usual:
+            assert record["propensity"] == pytest.approx([0.8 + 0.2 / 4, 0.8 + 0.2 / 3, 0.8 + 0.2 / 2])
+
+
+def test_without_exploration_no_propensity_is_logged(http_server: HttpServer, clean_redis: str) -> None:
+    with http_server(fake_engine(), clean_redis) as url:
+        httpx.post(f"{url}/v1/rerank", json=REQUEST)
+        poll(lambda: records(clean_redis, "served"))
+    (record,) = records(clean_redis, "served")
+    assert (record["propensity"], record["list_propensity"]) == (None, None)

@@ -16,6 +16,7 @@ from degre_prod.errors import ConfigurationError, DataError
 from degre_prod.records import impression_model, impression_schema
 from degre_prod.schema import load_schema
 from degre_prod.worlds.catalogue import ITEMS, USERS
+from degre_prod.worlds.drift import drifted
 from degre_prod.worlds.reference import hook_first, reference_values, true_beam_values
 from degre_prod.worlds.search import beam, local_search
 from degre_prod.worlds.simulate import draw_log, react, simulate
@@ -312,3 +313,19 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         world.true_values(users * 0, candidates, np.zeros((1, 1, 1), dtype=np.int64))
     with pytest.raises(DataError, match="indices into 8 candidates"):
         world.true_values(users, candidates, np.full((1, 1, 1), 8))
+
+
+def test_a_drifted_market_clicks_by_turned_taste_and_logs_the_old_one() -> None:
+    world = make_world("mixed", "small", 0)
+    same, turned, round_ = (drifted(world, degrees) for degrees in (0, 90, 360))
+    users, items = np.array([3]), np.array([[5, 9, 14, 2]])
+    np.testing.assert_allclose(same.base_logits(users, items), world.base_logits(users, items))
+    np.testing.assert_allclose(round_.base_logits(users, items), world.base_logits(users, items))
+    x, y, z = world.catalogue.taste[2]
+    np.testing.assert_allclose(turned.catalogue.taste[2], [-y, x, z], atol=1e-12)
+    before, after = (
+        draw_log(world, 4000, np.random.default_rng(0), market=market) for market in (None, drifted(world, 180))
+    )
+    np.testing.assert_array_equal(before.upstream_BC, after.upstream_BC)  # the upstream ranker has not noticed
+    np.testing.assert_array_equal(before.shown_BL, after.shown_BL)
+    assert after.click_BL.mean() < before.click_BL.mean() - 0.02
