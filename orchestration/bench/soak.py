@@ -66,6 +66,8 @@ def bench_soak(minutes: float) -> dict[str, Any]:
     samples = sorted((s for s in load.samples if s.due >= started), key=lambda s: s.due)
     by_minute = [[s for s in samples if m <= (s.due - started) / 60 < m + 1] for m in range(int(minutes))]
     first, last = (_p50(part) for part in (samples[:COMPARED], samples[-COMPARED:]))
+    p50s = [_p50(part) for part in by_minute]
+    cpus = [_cpu_s(readings, m, m + 1) / max(len(part), 1) * 1000 for m, part in enumerate(by_minute)]
     settled, end = (
         _resident(readings, a * minutes, b * minutes) for a, b in ((SETTLE_SHARE, SETTLE_SHARE + 0.1), (0.9, 1.0))
     )
@@ -81,18 +83,25 @@ def bench_soak(minutes: float) -> dict[str, Any]:
         "memory_end_mb": round(end / 1e6, 1),
         "memory_growth": round(end / settled - 1, 4),
         "memory_mb_by_minute": [round(_resident(readings, m, m + 1) / 1e6, 1) for m in range(int(minutes))],
-        "cpu_ms_by_minute": [
-            round(_cpu_s(readings, m, m + 1) / max(len(part), 1) * 1000, 3) for m, part in enumerate(by_minute)
-        ],
-        "p50_ms_by_minute": [round(_p50(part), 2) for part in by_minute],
+        "cpu_ms_by_minute": [round(cpu, 3) for cpu in cpus],
+        "p50_ms_by_minute": [round(p50, 2) for p50 in p50s],
         "p50_first_ms": round(first, 3),
         "p50_last_ms": round(last, 3),
         "p50_last_vs_first": round(last / first, 3),
+        "p50_per_cpu_last_vs_first": round(creep(p50s, cpus), 3),
         "p99_ms": round(percentile([s.took_ms for s in samples], 0.99), 2),
         "sent_late_p99_ms": round(percentile([s.late_ms for s in samples], 0.99), 2),
         "reasons": dict(reasons(samples)),
         "machine": machine(),
     }
+
+
+def creep(p50_ms: Sequence[float], cpu_ms: Sequence[float]) -> float:
+    """Last minute over first of the p50 in units of the replica's own processor time a request.
+
+    A machine that gets slower or faster for all moves both alike; a service that creeps (queues, pauses, locks) does not.
+    """
+    return (p50_ms[-1] / cpu_ms[-1]) / (p50_ms[0] / cpu_ms[0])
 
 
 async def _throughput(url: str, requests: Sequence[RerankRequest]) -> float:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from orchestration.bench import decode, features
 from orchestration.bench.loadgen import Load, measure
+from orchestration.bench.soak import creep
 from orchestration.bench.timing import interleaved_ms
 from orchestration.cli import app
 from serving.features import FeatureReader
@@ -89,3 +90,8 @@ def test_features_that_differ_are_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_common_way_lies_beside_the_package() -> None:
     assert (Path(__file__).parents[2] / "bench" / "naive_serving.py").is_file()
+
+
+def test_a_faster_machine_is_no_creep_and_a_slower_service_is() -> None:
+    assert creep([6.0, 5.0, 3.0], [4.0, 3.4, 2.0]) == pytest.approx(1.0)
+    assert creep([6.0, 7.0, 9.0], [4.0, 4.0, 4.0]) == pytest.approx(1.5)
