@@ -55,18 +55,18 @@ class EvaluatorConfig(_Section):
     """Lookahead Evaluator."""
 
     head: Literal["count_markov", "continuation", "step"] = "count_markov"
-    prefix_state: Literal["auto", "additive", "attention"] = Field(
-        "auto", description="auto trains both and keeps the one with the lower validation loss"
+    prefix_state: Literal["auto", "additive", "products", "attention"] = Field(
+        "auto", description="auto trains each and keeps the one with the lowest validation loss"
     )
     members: int = Field(1, ge=1, description="of the ensemble; several for logs that show little variety")
     width: int = Field(32, ge=4, multiple_of=2, description="D; two attention heads share it")
     layers: int = Field(2, ge=1, description="Transformer layers over slots (attention only)")
-    epochs: int = Field(8, ge=1, description="of the additive form")
+    epochs: int = Field(14, ge=1, description="of the forms additive and products")
     attention_epochs: int = Field(8, ge=1, description="of the attention form")
     batch_size: int = Field(512, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    min_steps: int = Field(470, ge=1, description="optimiser steps of `epochs` at least: a small log gets more epochs")
+    weight_decay: float = Field(0.3, ge=0)
+    min_steps: int = Field(800, ge=1, description="optimiser steps of `epochs` at least: a small log gets more epochs")
     togo_steps: int = Field(400, ge=1, description="optimiser steps of the value-to-go network")
     seed: int = 0
 

@@ -33,15 +33,15 @@ class EvaluatorSpec:
 class PrefixNetwork(nn.Module):
     """Fields → tokens → prefix state → h. A member has two, one under the count head and one under the to-go head."""
 
-    def __init__(self, spec: EvaluatorSpec) -> None:
+    def __init__(self, spec: EvaluatorSpec, form: str) -> None:
         super().__init__()
         layout = spec.layout
-        attention = spec.prefix_state == "attention"
+        attention = form == "attention"
         self.slot_field = attention and not layout.position_free
         self.fields = FieldEmbedding(layout, spec.width)
         self.token = Token(spec.width, slots=layout.list_length if self.slot_field else None, keep_item=not attention)
         self.state = make_prefix_state(
-            spec.prefix_state, spec.width, layout.list_length, layers=spec.layers, position_free=layout.position_free
+            form, spec.width, layout.list_length, layers=spec.layers, position_free=layout.position_free
         )
 
     def sequence(self, fields: Fields, lists_BL: Tensor) -> Tensor:
@@ -82,9 +82,10 @@ class Member(nn.Module):
     def __init__(self, spec: EvaluatorSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.value = PrefixNetwork(spec)
+        self.value = PrefixNetwork(spec, spec.prefix_state)
         self.head = make_head(spec.head, spec.width, spec.layout.list_length, spec.at_most_one)
-        self.togo = PrefixNetwork(spec)
+        # With products its values run away on lists that no log has shown.
+        self.togo = PrefixNetwork(spec, "additive" if spec.prefix_state == "products" else spec.prefix_state)
         self.pool = nn.Linear(spec.width, spec.width)
         self.togo_pool = nn.Linear(spec.width, spec.width, bias=False)
         self.togo_hidden = nn.Linear(spec.width, spec.width)

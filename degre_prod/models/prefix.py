@@ -1,4 +1,4 @@
-"""The state of a list's prefix, in two forms behind one interface: `additive` and `attention` (METHOD §2).
+"""The state of a list's prefix, in three forms behind one interface: `additive`, `products`, `attention` (METHOD §2).
 
 sequence(tokens_BLD) gives h for every slot of known lists at once (training). start, hidden, advance give the same
 values one step at a time from a cached state (mining): `hidden` the h of every candidate as the next item of every
@@ -18,7 +18,7 @@ State = tuple[Tensor, ...]  # each tensor (B, K, …)
 
 
 class PrefixState(Protocol):
-    """What both forms offer."""
+    """What every form offers."""
 
     def sequence(self, tokens_BLD: Tensor) -> Tensor:
         """h_BLD; h at slot t depends on tokens ≤ t alone."""
@@ -47,27 +47,29 @@ class AdditiveState(nn.Module):
     """Two unnormalised sums over the prefix, and what each multiplies (METHOD §2). Tokens are (e, x) side by side, x being
     the item's own field.
 
-    S_t = Σ_{w<t} A·gelu(B(e_w + pos_w)); R_t = Σ_{w<t} (B1 x_w) ⊙ (B2 x_w);
+    S_t = Σ_{w<t} A·gelu(B(e_w + pos_w)); R_t = Σ_{w<t} tanh(B1 x_w) ⊙ tanh(B2 x_w);
     h = gelu(W1 S + W2 e_v + pos_t + (W3 S) ⊙ (W4 e_v) + (W5 R) ⊙ (W6 x_v)). R is there for effects of one item's features on
     another's, such as a hook that lifts what resembles it: third-order products that S, a mixture of all fields, learns far
-    too slowly.
+    too slowly. tanh bounds what one item adds, so that values do not run away on lists unlike the logged ones. Without
+    `products` there is no R.
     """
 
-    def __init__(self, width: int, slots: int, *, position_free: bool) -> None:
+    def __init__(self, width: int, slots: int, *, position_free: bool, products: bool) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.products = width, products
         self.inner = nn.Linear(width, width)
         self.outer = nn.Linear(width, width, bias=False)
         self.w1 = nn.Linear(width, width, bias=False)
         self.w2 = nn.Linear(width, width)
         self.w3 = nn.Linear(width, width, bias=False)
         self.w4 = nn.Linear(width, width, bias=False)
-        self.b1 = nn.Linear(width, 2 * width)
-        self.b2 = nn.Linear(width, 2 * width)
-        self.w5 = nn.Linear(2 * width, width, bias=False)
-        self.w6 = nn.Linear(width, width)
-        for factor in (self.b1, self.b2, self.w5, self.w6):  # products of small numbers would hardly move
-            nn.init.normal_(factor.weight, std=factor.in_features**-0.5)
+        if products:
+            self.b1 = nn.Linear(width, 2 * width)
+            self.b2 = nn.Linear(width, 2 * width)
+            self.w5 = nn.Linear(2 * width, width, bias=False)
+            self.w6 = nn.Linear(width, width)
+            for factor in (self.b1, self.b2, self.w5, self.w6):  # products of small numbers would hardly move
+                nn.init.normal_(factor.weight, std=factor.in_features**-0.5)
         rows = 1 if position_free else slots
         self.past = nn.Parameter(torch.randn(rows, width) * 0.02)
         self.target = nn.Parameter(torch.randn(rows, width) * 0.02)
@@ -80,26 +82,29 @@ class AdditiveState(nn.Module):
         return table.expand(length, -1) if self.position_free else table[:length]
 
     def _added(self, tokens: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """What one item adds to R and to S."""
+        """What one item adds to R (nothing without products) and to S."""
         e, x = tokens.split(self.width, dim=-1)
-        return self.b1(x) * self.b2(x), self.outer(F.gelu(self.inner(e + past)))
+        more = torch.tanh(self.b1(x)) * torch.tanh(self.b2(x)) if self.products else x[..., :0]
+        return more, self.outer(F.gelu(self.inner(e + past)))
 
     def sequence(self, tokens_BLD: Tensor) -> Tensor:
         L = tokens_BLD.shape[1]
         R, S = (_before(part) for part in self._added(tokens_BLD, self._slots(self.past, L)))
         e, x = tokens_BLD.split(self.width, dim=-1)
         pre = self.w1(S) + self.w2(e) + self._slots(self.target, L) + self.w3(S) * self.w4(e)
-        return F.gelu(pre + self.w5(R) * self.w6(x))
+        return F.gelu(pre + self.w5(R) * self.w6(x) if self.products else pre)
 
     def start(self, tokens_BCD: Tensor) -> State:
         B = tokens_BCD.shape[0]
-        return tokens_BCD.new_zeros(B, 1, 2 * self.width), tokens_BCD.new_zeros(B, 1, self.width)
+        return tokens_BCD.new_zeros(B, 1, 2 * self.width * self.products), tokens_BCD.new_zeros(B, 1, self.width)
 
     def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:
         R, S = state
         e, x = tokens_BCD.split(self.width, dim=-1)
         own = self.w1(S).unsqueeze(2) + (self.w2(e) + self._slot(self.target, t)).unsqueeze(1)
         pre = torch.addcmul(own, self.w3(S).unsqueeze(2), self.w4(e).unsqueeze(1))
+        if not self.products:
+            return F.gelu(pre)
         return F.gelu(torch.addcmul(pre, self.w5(R).unsqueeze(2), self.w6(x).unsqueeze(1)))
 
     def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:
@@ -189,7 +194,7 @@ class _Block(nn.Module):
 
 
 def make_prefix_state(form: str, width: int, slots: int, *, layers: int, position_free: bool) -> PrefixState:
-    """`additive` or `attention`; the attention form reads the slot from its tokens."""
-    if form == "additive":
-        return AdditiveState(width, slots, position_free=position_free)
-    return AttentionState(width, layers=layers)
+    """`additive`, `products` (additive with R) or `attention`; the attention form reads the slot from its tokens."""
+    if form == "attention":
+        return AttentionState(width, layers=layers)
+    return AdditiveState(width, slots, position_free=position_free, products=form == "products")

@@ -27,16 +27,16 @@ from degre_prod.training.loop import Loss, Schedule, fit
 from degre_prod.training.modules import save_module
 
 M = TypeVar("M", bound=nn.Module)
-FORMS: Final = ("additive", "attention")
+FORMS: Final = ("additive", "products", "attention")
 MEMBER_SEEDS: Final = 1000  # between the seeds of two members
 
 
 def train_evaluator(config: dict[str, Any]) -> None:
     """Task: `encoded` (folder with train/, validation/, encoder.json), `folder` (where to work), `evaluator` (EvaluatorConfig).
 
-    With `prefix_state: auto` the first member's count network is trained in both forms and the one with the lower
+    With `prefix_state: auto` the first member's count network is trained in every form and the one with the lowest
     validation loss is kept; later members take its form. Leaves evaluator.safetensors/.json, pointwise.safetensors and
-    curves.json (the curves of both forms).
+    curves.json (the curves of every form).
     """
     settings = EvaluatorConfig(**config["evaluator"])
     folder, encoded = Path(config["folder"]), Path(config["encoded"])
@@ -94,7 +94,7 @@ class _Training:
     def epochs(self, form: str) -> int:
         """Of a count network. A small log gets `min_steps`, the attention form its share of them."""
         settings = self.settings
-        wanted = settings.epochs if form == "additive" else settings.attention_epochs
+        wanted = settings.attention_epochs if form == "attention" else settings.epochs
         return max(wanted, math.ceil(settings.min_steps * wanted / settings.epochs / self._steps))
 
     @property

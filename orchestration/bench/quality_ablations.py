@@ -53,7 +53,7 @@ def _each(key: str, values: Sequence[Any]) -> dict[str, Ablation]:
 
 
 GROUPS: Final[dict[str, dict[str, Ablation]]] = {
-    "prefix_state": _each("evaluator.prefix_state", ("additive", "attention", "auto")),
+    "prefix_state": _each("evaluator.prefix_state", ("additive", "products", "attention", "auto")),
     "head": _each("evaluator.head", ("count_markov", "continuation", "step")),
     "beams": _each("mining.beams", ("union", "prefix")),
     "width": _each("mining.beam_width", (2, 4, 8, 16)),

@@ -33,7 +33,7 @@ def batch(world: Crafted) -> TensorBatch:
     return to_batch(world.encoded, np.arange(len(world.encoded)))
 
 
-@pytest.fixture(scope="module", params=["additive", "attention"])
+@pytest.fixture(scope="module", params=["additive", "products", "attention"])
 def model(world: Crafted, request: pytest.FixtureRequest) -> LookaheadEvaluator:
     return crafted.evaluator(world.encoder, request.param)
 

@@ -21,7 +21,7 @@ from degre_prod.mining.beam import union_search
 from degre_prod.mining.mine import mine, mine_requests
 from degre_prod.models.evaluator import LookaheadEvaluator
 from degre_prod.training.data import TensorBatch, to_batch
-from degre_prod.training.evaluator import train_evaluator
+from degre_prod.training.evaluator import FORMS, train_evaluator
 from degre_prod.training.modules import load_evaluator, save_module
 
 MEMBERS = 3
@@ -53,7 +53,7 @@ def alone(model: LookaheadEvaluator) -> list[LookaheadEvaluator]:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("form", ["additive", "attention"])
+@pytest.mark.parametrize("form", ["additive", "products", "attention"])
 @pytest.mark.parametrize("pessimism", [0.0, 1.5])
 def test_values_are_the_mean_less_the_deviation_of_the_members(
     world: Crafted, batch: TensorBatch, form: str, pessimism: float
@@ -150,18 +150,20 @@ def best(curve: list[dict[str, float]]) -> float:
 
 @pytest.mark.usefixtures("world")
 def test_auto_keeps_the_form_with_the_lower_validation_loss(folder: Path, tmp_path: Path) -> None:
-    """One epoch of one form against twenty of the other: the longer one wins, whichever it is."""
-    for longer, other in (("additive", "attention"), ("attention", "additive")):
-        epochs = {"epochs": 20 if longer == "additive" else 1, "attention_epochs": 20 if longer == "attention" else 1}
-        model, curves = trained(folder, tmp_path / longer, **epochs)
-        assert set(curves) == {"evaluator additive", "evaluator attention", "value to go", "pointwise"}
-        assert best(curves[f"evaluator {longer}"]) < best(curves[f"evaluator {other}"])
-        assert (len(curves[f"evaluator {longer}"]), len(curves[f"evaluator {other}"])) == (20, 1)
-        assert model.spec.prefix_state == longer
+    """One epoch of some forms against twenty of the others: a longer one wins, whichever it is."""
+    for longer, others in ((("additive", "products"), ("attention",)), (("attention",), ("additive", "products"))):
+        epochs = {"epochs": 1 if "attention" in longer else 20, "attention_epochs": 20 if "attention" in longer else 1}
+        model, curves = trained(folder, tmp_path / longer[0], **epochs)
+        assert set(curves) == {*(f"evaluator {form}" for form in FORMS), "value to go", "pointwise"}
+        lowest = {form: best(curves[f"evaluator {form}"]) for form in FORMS}
+        assert max(lowest[form] for form in longer) < min(lowest[form] for form in others)
+        assert {len(curves[f"evaluator {form}"]) for form in longer} == {20}
+        assert {len(curves[f"evaluator {form}"]) for form in others} == {1}
+        assert model.spec.prefix_state == min(lowest, key=lambda form: lowest[form])
 
 
 @pytest.mark.usefixtures("world")
-@pytest.mark.parametrize("form", ["additive", "attention"])
+@pytest.mark.parametrize("form", ["additive", "products", "attention"])
 def test_a_form_that_is_named_is_the_only_one_trained(folder: Path, tmp_path: Path, form: str) -> None:
     model, curves = trained(folder, tmp_path / "out", prefix_state=form, head="continuation")
     assert set(curves) == {f"evaluator {form}", "value to go", "pointwise"}
@@ -169,18 +171,18 @@ def test_a_form_that_is_named_is_the_only_one_trained(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("world")
-def test_a_small_log_is_trained_longer_in_either_form(folder: Path, tmp_path: Path) -> None:
+def test_a_small_log_is_trained_longer_in_every_form(folder: Path, tmp_path: Path) -> None:
     """Three batches an epoch: 12 steps are four epochs, and of half as many attention epochs half the steps."""
     _, curves = trained(folder, tmp_path / "out", epochs=2, attention_epochs=1, min_steps=12)
-    assert (len(curves["evaluator additive"]), len(curves["evaluator attention"])) == (4, 2)
+    assert [len(curves[f"evaluator {form}"]) for form in FORMS] == [4, 4, 2]
 
 
 @pytest.mark.usefixtures("world")
 def test_members_have_weights_and_values_to_go_of_their_own(folder: Path, tmp_path: Path) -> None:
     model, curves = trained(folder, tmp_path / "two", members=2)
     chosen = model.spec.prefix_state
-    first = {"evaluator additive", "evaluator attention", "value to go", "pointwise"}
-    assert set(curves) == first | {f"evaluator {chosen} 2", "value to go 2"}  # the other form is not tried again
+    first = {*(f"evaluator {form}" for form in FORMS), "value to go", "pointwise"}
+    assert set(curves) == first | {f"evaluator {chosen} 2", "value to go 2"}  # the other forms are not tried again
     one, two = (dict(member.named_parameters()) for member in model.each())
     for part, name in product(("value", "togo"), ("fields.linear.item.weight", "token.qkv.weight")):
         assert not torch.allclose(one[f"{part}.{name}"], two[f"{part}.{name}"])

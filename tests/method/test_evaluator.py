@@ -40,7 +40,7 @@ def batch(world: Crafted) -> TensorBatch:
 HEADS = ("count_markov", "continuation", "step")
 
 
-@pytest.fixture(params=product(("additive", "attention"), HEADS), ids="-".join)
+@pytest.fixture(params=product(("additive", "products", "attention"), HEADS), ids="-".join)
 def model(world: Crafted, request: pytest.FixtureRequest) -> LookaheadEvaluator:
     form, head = request.param
     return crafted.evaluator(world.encoder, form, head=head)
@@ -215,7 +215,7 @@ def test_nothing_is_to_come_after_the_last_slot(model: LookaheadEvaluator, batch
     assert torch.equal(U, score)
 
 
-@pytest.mark.parametrize("form", ["additive", "attention"])
+@pytest.mark.parametrize("form", ["additive", "products", "attention"])
 @pytest.mark.parametrize("position_free", [True, False])
 def test_position_free_means_that_no_slot_is_known(tmp_path: Path, form: str, position_free: bool) -> None:
     world = crafted.crafted(tmp_path, position_free=position_free)
