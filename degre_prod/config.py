@@ -41,6 +41,9 @@ class ScalingConfig(_Section):
     num_workers: int = Field(2, ge=0, description="Ray Train workers; 0 runs in this process without Ray")
     cpus_per_worker: float = Field(1.0, gt=0)
     max_failures: int = Field(2, ge=0, description="worker crashes survived in one run")
+    placement: Literal["spread", "pack"] = Field(
+        "spread", description="workers over as many nodes as there are, or on as few as hold them"
+    )
 
 
 class RayConfig(_Section):
@@ -170,6 +173,13 @@ class ServingConfig(_Section):
         le=0.2,
         description="slots that get a random candidate, with logged propensity; never under constraints",
     )
+    shadow_cpu_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="of one core, for a challenger in shadow; it answers fewer requests rather than more",
+    )
+    shadow_queue: int = Field(32, ge=1, description="requests waiting for it; more are dropped and counted")
     log_buffer: int = Field(10_000, ge=1, description="served lists waiting for Redis; more are dropped and counted")
     log_stream_max_length: int = Field(1_000_000, ge=1)
 
@@ -182,7 +192,11 @@ class CollectConfig(_Section):
     remember_seconds: float = Field(
         86_400.0, gt=0, description="how long after a list was written its late feedback is told from a stranger's"
     )
-    every_seconds: float = Field(30.0, gt=0, description="pause between passes of a collector that keeps running")
+    every_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="pause between passes of a collector that keeps running; a pass writes four files or more",
+    )
     retention_days: int | None = Field(
         None, ge=1, description="collected days older than this are deleted; kept when absent"
     )
@@ -204,6 +218,7 @@ class GatesConfig(_Section):
         0.1, ge=0, le=1, description="of a feature's missing share, newest data over training"
     )
     max_psi: float = Field(0.5, gt=0, description="population stability index of a feature")
+    max_ks: float = Field(0.3, gt=0, le=1, description="Kolmogorov–Smirnov distance of a numeric feature")
     max_feedback_ratio: float = Field(3.0, gt=1, description="feedback a list, newest data over before, either way")
     max_calibration_error: float = Field(0.05, gt=0)
     min_rank_quality: float = Field(0.55, ge=0, le=1, description="AUC of the new evaluator on held-out feedback")
@@ -212,6 +227,29 @@ class GatesConfig(_Section):
     min_effective_samples: float = Field(200.0, gt=0, description="below it an off-policy estimate decides nothing")
     max_latency_ratio: float = Field(1.5, gt=0, description="candidate's decoding time over the champion's")
     min_coverage_ratio: float = Field(0.5, ge=0, description="items shown, candidate's over the champion's")
+    min_diversity_ratio: float = Field(0.5, ge=0, description="how much a list's items differ, likewise")
+
+
+class RetrainConfig(_Section):
+    """From collected logs to a candidate: which history, what is held out, how much is learnt on top of the champion."""
+
+    history_days: float | None = Field(28.0, gt=0, description="requests so long before the newest; any when absent")
+    max_requests: int = Field(100_000, ge=1, description="of that history, the newest")
+    leave_out_days: tuple[str, ...] = Field(
+        (), description="UTC days of arrival, such as 2026-01-31, whose collected lists are never trained on"
+    )
+    heldout_share: float = Field(
+        0.15,
+        gt=0,
+        le=0.4,
+        description="of the requests since the champion: the newest so many for the gates, as many before for epochs",
+    )
+    max_heldout: int = Field(5000, ge=1, description="requests held out for either at most")
+    warm_epochs_share: float = Field(
+        0.4, gt=0, le=1, description="epochs on top of the champion, of those from nothing"
+    )
+    warm_learning_rate_share: float = Field(0.5, gt=0, le=1, description="of the learning rate, on top of the champion")
+    keep_nights: int = Field(7, ge=1, description="nights whose intermediate files stay; reports and bundles always do")
 
 
 class Settings(BaseSettings):
@@ -233,6 +271,7 @@ class Settings(BaseSettings):
     serving: ServingConfig = ServingConfig()
     collect: CollectConfig = CollectConfig()
     gates: GatesConfig = GatesConfig()
+    retrain: RetrainConfig = RetrainConfig()
 
     @classmethod
     def settings_customise_sources(

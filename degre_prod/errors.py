@@ -72,6 +72,10 @@ class ServiceError(DegreError):
         super().__init__(message)
 
 
+class JobError(DegreError):
+    """A job on a cluster that failed, was stopped, or is not there."""
+
+
 def explain(error: ValidationError) -> str:
     """What pydantic found, on one line: `objectives.0.weight: Input should be …; item: …`."""
     return "; ".join(

@@ -69,6 +69,7 @@ def impression_columns(schema: DataSchema) -> tuple[Column, ...]:
         Column("bundle", pa.string(), False),
         Column("arm", pa.string(), False),
         Column("source", pa.string(), False),
+        Column("constraints", pa.string(), False),
         Column("confirmed", pa.bool_(), False),
         Column("created_timestamp", TIMESTAMP, False),
     ]

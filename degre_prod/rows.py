@@ -46,10 +46,11 @@ def read_rows(folder: Path, schema: DataSchema) -> Iterator[TrainingRow]:
     if not parts:
         raise DataError("no part-*.parquet here; `build_training_set` writes them", file=str(folder))
     for part in parts:
-        yield from _part_rows(part, schema)
+        yield from part_rows(part, schema)
 
 
-def _part_rows(part: Path, schema: DataSchema) -> Iterator[TrainingRow]:
+def part_rows(part: Path, schema: DataSchema) -> Iterator[TrainingRow]:
+    """Rows of one part, as `read_rows`."""
     table = pq.read_table(part).combine_chunks()
     try:
         columns = _Part(table, schema)

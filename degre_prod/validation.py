@@ -7,6 +7,7 @@ in it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +74,8 @@ class CheckedLog:
     report: ValidationReport
 
 
-def check_log(path: Path, schema: DataSchema, *, now_us: int) -> CheckedLog:
-    """Split a log (a parquet file or a folder of them) into accepted and rejected rows.
+def check_log(path: Path | Sequence[Path], schema: DataSchema, *, now_us: int) -> CheckedLog:
+    """Split a log (a parquet file, a folder of them, or files) into accepted and rejected rows.
 
     Raises DataError for a file that cannot be read, lacks a required column or has one of a wrong type.
     """
@@ -142,8 +143,11 @@ def validate_dataset(folder: Path, *, now_us: int, max_rejected_share: float) ->
     )
 
 
-def _files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+def _files(path: Path | Sequence[Path]) -> list[Path]:
+    if isinstance(path, Path):
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    else:
+        files = list(path)
     if not files or not files[0].is_file():
         raise DataError("no impression log: a parquet file or a folder of them is needed", file=str(path))
     return files

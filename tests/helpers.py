@@ -1,8 +1,10 @@
-"""Tiny data sets for tests."""
+"""Tiny data sets for tests, and functions of test modules on Ray's workers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,15 @@ def write_dataset(folder: Path, schema: DataSchema, users: Rows, items: Rows, im
     log = pa.schema([(column.name, column.type) for column in impression_columns(schema)])
     pq.write_table(pa.Table.from_pylist([dict(row) for row in impressions], schema=log), folder / "impressions.parquet")
     return folder
+
+
+@contextmanager
+def sent_by_value(module: str) -> Iterator[None]:
+    """Ray's workers cannot import a test module: its functions are sent as they are."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[module])
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[module])

@@ -12,7 +12,7 @@ from degre_prod.baselines.calls import Calls
 from degre_prod.baselines.material import LOG_EPOCHS, Material, Ranker, batches, cut, resolve, train_on_logs
 from degre_prod.encoding.store import EncodedSet
 from degre_prod.models.generator import Generator
-from degre_prod.training.data import logged_lists, to_batch
+from degre_prod.training.data import Draws, logged_lists, to_batch
 from degre_prod.training.generator import generator_spec, step_loss
 
 
@@ -44,7 +44,7 @@ def train_click_to_top(material: Material, config: ClickToTopConfig = TRIALS[0])
     weights = np.array(material.evaluator.spec.weights_OL)[:, 0]
     model = Generator(generator_spec(material.layout, material.generator))
 
-    def loss(samples: np.ndarray, _random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def loss(samples: np.ndarray, _random: Draws) -> tuple[Tensor, Tensor]:
         encoded, requests = resolve(material, samples)
         shown, feedback, _ = logged_lists(encoded, requests, material.layout.list_length, None)
         labels = torch.from_numpy(clicked_first(shown, np.einsum("bol,o->bl", feedback, weights)))

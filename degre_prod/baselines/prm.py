@@ -20,7 +20,7 @@ from degre_prod.baselines.pointwise import worth_of
 from degre_prod.baselines.set_encoder import SetEncoder
 from degre_prod.encoding.encoder import Layout
 from degre_prod.models.fields import Batch, gather
-from degre_prod.training.data import logged_lists, to_batch
+from degre_prod.training.data import Draws, logged_lists, to_batch
 
 
 class ListwiseScorer(nn.Module):
@@ -60,7 +60,7 @@ def prm(material: Material, _: Calls, config: PrmConfig = TRIALS[0]) -> Ranker:
     torch.manual_seed(material.seed)
     model = ListwiseScorer(material.layout, material.generator.width, config.layers, material.slots)
 
-    def loss(samples: np.ndarray, _: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def loss(samples: np.ndarray, _: Draws) -> tuple[Tensor, Tensor]:
         encoded, requests = resolve(material, samples)
         shown, feedback, carries = logged_lists(encoded, requests, material.slots, None)
         bias = 0.0 if material.layout.position_free else model.slot_bias

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -36,19 +36,27 @@ def split_of(time_us: int, boundaries: tuple[int, int]) -> Split:
     return SPLITS[(time_us >= boundaries[0]) + (time_us >= boundaries[1])]
 
 
-def split_rows(folder: Path, schema: DataSchema, split: Split) -> Iterator[TrainingRow]:
-    """Rows of one split, in the order of the log."""
-    boundaries = boundaries_us(folder, schema)
+def split_rows(
+    folder: Path, schema: DataSchema, split: Split, boundaries: tuple[int, int] | None = None
+) -> Iterator[TrainingRow]:
+    """Rows of one split, in the order of the log; `boundaries` other than the schema's as in `boundaries_us`."""
+    boundaries = boundaries or boundaries_us(folder, schema)
     return (r for r in read_rows(folder, schema) if split_of(r.request.event_timestamp_us, boundaries) == split)
 
 
-def encode_splits(folder: Path, schema: DataSchema, out: Path, encoder: Encoder | None = None) -> None:
+def encode_splits(
+    folder: Path,
+    schema: DataSchema,
+    out: Path,
+    encoder: Encoder | None = None,
+    boundaries: tuple[int, int] | None = None,
+) -> None:
     """Fit on (a spread of) the training rows, then write encoder.json and the three splits into `out`.
 
-    A given `encoder` is used as it is: for a second log that must be read like the first.
-    Raises DataError when a split has no request.
+    A given `encoder` is used as it is: for a second log that must be read like the first. `boundaries` other than the
+    schema's as in `boundaries_us`. Raises DataError when a split has no request.
     """
-    boundaries = boundaries_us(folder, schema)
+    boundaries = boundaries or boundaries_us(folder, schema)
     rows: dict[Split, list[TrainingRow]] = {name: [] for name in SPLITS}
     for row in read_rows(folder, schema):
         rows[split_of(row.request.event_timestamp_us, boundaries)].append(row)
@@ -63,15 +71,19 @@ def encode_splits(folder: Path, schema: DataSchema, out: Path, encoder: Encoder 
         encoder = fit_encoder(schema, ((r.request, r.user, r.items) for r in rows["train"][::stride]))
     save_encoder(encoder, out / "encoder.json")
     for name in SPLITS:
-        part = rows.pop(name)
-        save_encoded(
-            out / name,
-            [encoder.encode(r.request, r.user, r.items) for r in part],
-            shown=[r.shown_T for r in part],
-            feedback=[_known_feedback(r) for r in part],
-            request_ids=[r.request.request_id for r in part],
-            timestamps=[r.request.event_timestamp_us for r in part],
-        )
+        encode_rows(encoder, rows.pop(name), out / name)
+
+
+def encode_rows(encoder: Encoder, rows: Sequence[TrainingRow], out: Path) -> None:
+    """Encode rows into the folder `out`, as a split is."""
+    save_encoded(
+        out,
+        [encoder.encode(r.request, r.user, r.items) for r in rows],
+        shown=[r.shown_T for r in rows],
+        feedback=[_known_feedback(r) for r in rows],
+        request_ids=[r.request.request_id for r in rows],
+        timestamps=[r.request.event_timestamp_us for r in rows],
+    )
 
 
 def _known_feedback(row: TrainingRow) -> np.ndarray:

@@ -5,14 +5,22 @@ whole list). At slot level it has T of each: the slot's reward and the probabili
 it; slot t is then weighed by the product of the ratios up to t, which is unbiased where feedback doesn't depend on later
 slots and has less variance than weighing the whole list.
 
-IPS is unbiased, SNIPS divides by the mean weight (biased by O(1/R), steadier), DR adds a model of the reward and is
-unbiased whatever the model says. Intervals are 95 %, normal; effective samples are (Σ w)² / Σ w², at slot level
-the mean over slots.
+The estimand of all of them is the expected reward, over requests like the logged ones, of the list that the target policy
+draws: E_x Σ_l π(l | x) E[reward | x, l], of as many slots as the log has. `difference` estimates the same less that of
+another target, request by request. IPS is unbiased, SNIPS divides by the mean weight (biased by O(1/R), steadier), DR adds a
+model of the reward and is unbiased whatever the model says, as long as it was not fitted on these requests. No weight is
+ever cut off: a cut would change what is estimated.
+
+Intervals are 95 %, normal, of SNIPS by the delta method. They hold the truth as often as they say where enough of what the
+target would show has been seen, which `effective_samples` tells, (Σ w)² / Σ w² (Kish 1965) of the slot where it is least: with
+few, the largest weights have not come up yet, and every estimate is too sure of itself. A list that was hardly ever possible
+may have left no trace in the weights at all; where the chances of the target's own lists are known,
+`degre_prod.evaluation.explored` counts those too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,12 +30,28 @@ from degre_prod.evaluation.metrics import Z95
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected reward of a request under the target policy, with its 95 % interval."""
+    """Expected reward of a request under the target policy, with its 95 % interval. `contribution_R` is what each request
+    adds (the value is their mean), `weight_RT` how each slot was weighed."""
 
     value: float
     low: float
     high: float
     effective_samples: float
+    contribution_R: np.ndarray | None = field(default=None, repr=False, compare=False)
+    weight_RT: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+def difference(target: Estimate, other: Estimate) -> Estimate:
+    """How much more the one target earns than the other, both estimated from the same requests.
+
+    Effective samples are those of the weights' differences, (Σ |d|)² / Σ d², of the slot where they are least: requests for
+    which both would show the same tell nothing about a difference. 0 where the targets never differ.
+    """
+    if target.contribution_R is None or other.contribution_R is None:
+        raise DataError("a difference needs two estimates from the same log, with what each request contributed")
+    assert target.weight_RT is not None
+    assert other.weight_RT is not None
+    return _estimate(target.contribution_R - other.contribution_R, np.abs(target.weight_RT - other.weight_RT))
 
 
 def list_ips(reward_R: np.ndarray, target_R: np.ndarray, logging_R: np.ndarray) -> Estimate:
@@ -117,4 +141,4 @@ def _estimate(contribution_R: np.ndarray, weight_RT: np.ndarray) -> Estimate:
     half = Z95 * float(contribution_R.std(ddof=1)) / len(contribution_R) ** 0.5
     squares_T = (weight_RT**2).sum(0)
     effective_T = np.divide(weight_RT.sum(0) ** 2, squares_T, out=np.zeros_like(squares_T), where=squares_T > 0)
-    return Estimate(value, value - half, value + half, float(effective_T.mean()))
+    return Estimate(value, value - half, value + half, float(effective_T.min()), contribution_R, weight_RT)

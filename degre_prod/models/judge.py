@@ -61,5 +61,9 @@ class Judge(nn.Module):
 
     def utilities(self, batch: Batch) -> Tensor:
         """Utility of whole lists, Σ_o ω_o Σ_t w_{o,t} P(y_{o,t} = 1), in units of feedback: (B,). Padding earns nothing."""
+        return self.slot_utilities(batch).sum(1)
+
+    def slot_utilities(self, batch: Batch) -> Tensor:
+        """What each slot adds to it, (B, L)."""
         chance_BLO = torch.sigmoid(self(batch)) * batch["mask"].unsqueeze(-1)
-        return torch.einsum("blo,ol->b", chance_BLO, self.weights_OL[:, : chance_BLO.shape[1]])
+        return torch.einsum("blo,ol->bl", chance_BLO, self.weights_OL[:, : chance_BLO.shape[1]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,13 @@ from torch import Tensor
 from degre_prod.encoding.store import CANDIDATE_ARRAYS, REQUEST_ARRAYS, EncodedSet
 
 TensorBatch = dict[str, Tensor]
+
+
+class Draws(Protocol):
+    """Uniform random numbers, one row a sample; numpy's generators are such."""
+
+    def random(self, size: tuple[int, ...], /) -> np.ndarray:
+        """Numbers in [0, 1)."""
 
 
 def to_batch(encoded: EncodedSet, requests: np.ndarray, *, only_BX: np.ndarray | None = None) -> TensorBatch:
@@ -27,7 +36,7 @@ def to_batch(encoded: EncodedSet, requests: np.ndarray, *, only_BX: np.ndarray |
 
 
 def logged_lists(
-    encoded: EncodedSet, requests: np.ndarray, length: int, random: np.random.Generator | None
+    encoded: EncodedSet, requests: np.ndarray, length: int, random: Draws | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logged lists_BL (-1 padding), feedback_BOL and carries_BL, cut at `length`.
 

@@ -21,10 +21,11 @@ from degre_prod.models.evaluator import LookaheadEvaluator
 from degre_prod.models.member import EvaluatorSpec, Member
 from degre_prod.models.pointwise import PointwiseScorer
 from degre_prod.schema import DataSchema
-from degre_prod.training.data import logged_lists, mean_utility, to_batch
+from degre_prod.training.data import Draws, logged_lists, mean_utility, to_batch
 from degre_prod.training.group import Worker, current_worker
 from degre_prod.training.loop import Loss, Schedule, fit
-from degre_prod.training.modules import save_module
+from degre_prod.training.modules import load_evaluator, load_pointwise, save_module
+from degre_prod.training.warm_start import start_from
 
 M = TypeVar("M", bound=nn.Module)
 FORMS: Final = ("additive", "products", "attention")
@@ -32,7 +33,8 @@ MEMBER_SEEDS: Final = 1000  # between the seeds of two members
 
 
 def train_evaluator(config: dict[str, Any]) -> None:
-    """Task: `encoded` (folder with train/, validation/, encoder.json), `folder` (where to work), `evaluator` (EvaluatorConfig).
+    """Task: `encoded` (folder with train/, validation/, encoder.json), `folder` (where to work), `evaluator` (EvaluatorConfig),
+    optionally `warm_start` (folder of an evaluator of the same shape: its weights are where training starts).
 
     With `prefix_state: auto` the first member's count network is trained in every form and the one with the lowest
     validation loss is kept; later members take its form. Leaves evaluator.safetensors/.json, pointwise.safetensors and
@@ -44,6 +46,7 @@ def train_evaluator(config: dict[str, Any]) -> None:
     train, validation = load_encoded(encoded / "train"), load_encoded(encoded / "validation")
     run = _Training(settings, folder, (train, validation), current_worker())
     forms: tuple[str, ...] = FORMS if settings.prefix_state == "auto" else (settings.prefix_state,)
+    warm = load_evaluator(Path(config["warm_start"])) if "warm_start" in config else None
     members: list[Member] = []
     for i in range(settings.members):
         candidates = []
@@ -51,6 +54,8 @@ def train_evaluator(config: dict[str, Any]) -> None:
             spec = evaluator_spec(encoder.schema, encoder.layout(), settings, form, train)
             torch.manual_seed(settings.seed + MEMBER_SEEDS * i)
             member = Member(spec)
+            if warm is not None:
+                start_from(member, list(warm.each())[i])
             lowest = run.fit(f"evaluator {form}", i, member, ("value", "head"), count_loss, run.epochs(form))
             candidates.append((lowest, form, member))
         _, chosen, member = min(candidates, key=lambda candidate: candidate[0])
@@ -60,6 +65,9 @@ def train_evaluator(config: dict[str, Any]) -> None:
     spec = members[0].spec
     torch.manual_seed(settings.seed)
     pointwise = PointwiseScorer(spec.layout, settings.width, encoder.schema.logged_length)
+    if warm is not None:
+        known = load_pointwise(Path(config["warm_start"]), spec.layout, settings.width, encoder.schema.logged_length)
+        start_from(pointwise, known)
     run.fit(
         "pointwise",
         0,
@@ -158,7 +166,7 @@ def count_loss(model: Member, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
     """The count head's loss on logged lists; only the listed items are embedded."""
     layout = model.spec.layout
 
-    def loss(samples: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def loss(samples: np.ndarray, random: Draws) -> tuple[Tensor, Tensor]:
         encoded, requests = _resolve(sets, samples)
         lists, feedback, carries = logged_lists(
             encoded, requests, layout.list_length, random if layout.position_free else None
@@ -174,7 +182,7 @@ def to_go_loss(model: Member, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
     """Squared error on the utility still to come in the log, Σ_{i>t} ω w_i y_i / Ū, zeros after leaving included."""
     layout = model.spec.layout
 
-    def loss(samples: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def loss(samples: np.ndarray, random: Draws) -> tuple[Tensor, Tensor]:
         encoded, requests = _resolve(sets, samples)
         lists, feedback, carries = logged_lists(
             encoded, requests, layout.list_length, random if layout.position_free else None
@@ -194,7 +202,7 @@ def to_go_loss(model: Member, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
 def pointwise_loss(model: PointwiseScorer, sets: tuple[EncodedSet, EncodedSet], position_free: bool) -> Loss:
     """Cross-entropy of each shown item's feedback on its own."""
 
-    def loss(samples: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def loss(samples: np.ndarray, random: Draws) -> tuple[Tensor, Tensor]:
         encoded, requests = _resolve(sets, samples)
         longest = encoded.arrays["shown"].shape[1]
         lists, feedback, carries = logged_lists(encoded, requests, longest, random if position_free else None)

@@ -21,18 +21,20 @@ from degre_prod.encoding.encoder import Layout, load_encoder
 from degre_prod.encoding.store import EncodedSet, load_encoded
 from degre_prod.errors import TrainingError
 from degre_prod.models.generator import Generator, GeneratorSpec
-from degre_prod.training.data import to_batch
+from degre_prod.training.data import Draws, to_batch
 from degre_prod.training.group import current_worker
 from degre_prod.training.loop import EpochRecord, Loss, Schedule, fit
-from degre_prod.training.modules import save_module
+from degre_prod.training.modules import load_generator, save_module
 from degre_prod.training.own_lists import with_own_lists
+from degre_prod.training.warm_start import start_from
 
 HELD_OUT = 10  # every tenth mined request is kept for the learning curve and the choice of the epoch
 
 
 def train_generator(config: dict[str, Any]) -> None:
     """Task: `encoded`, `mined` (folders), `folder` (where to work), `generator` (GeneratorConfig); for on-policy rounds
-    also `evaluator` (folder) and `mining` (MiningConfig).
+    also `evaluator` (folder) and `mining` (MiningConfig); optionally `warm_start` (folder of a generator of the same shape:
+    its weights are where training starts).
 
     Leaves generator.safetensors/.json and curves.json. Raises TrainingError where there are more rounds than epochs.
     """
@@ -45,6 +47,8 @@ def train_generator(config: dict[str, Any]) -> None:
     torch.manual_seed(settings.seed)
     spec = generator_spec(layout, settings)
     model = Generator(spec)
+    if "warm_start" in config:
+        start_from(model, load_generator(Path(config["warm_start"])))
     samples = np.arange(len(targets.request))
     records: list[EpochRecord] = []
     for round_, epochs in enumerate(epochs_by_round(settings)):
@@ -87,7 +91,7 @@ def generator_spec(layout: Layout, settings: GeneratorConfig) -> GeneratorSpec:
 def dense_loss(model: Generator, encoded: EncodedSet, targets: DenseTargets, alpha: float) -> Loss:
     """The loss of the module's docstring, summed over requests."""
 
-    def loss(samples: np.ndarray, _: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def loss(samples: np.ndarray, _: Draws) -> tuple[Tensor, Tensor]:
         batch = to_batch(encoded, targets.request[samples])
         labels = torch.from_numpy(targets.labels[samples])
         q = torch.from_numpy(targets.soft[samples])

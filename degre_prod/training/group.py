@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from degre_prod.errors import TrainingError
 
 Task = Callable[[dict[str, Any]], None]
 FAILURE = "failure.txt"  # in the task's folder: all that Ray had to say
+LINE_S = 10.0  # between two lines of progress, where standard error is a log
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Worker:
         if self.world > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
+
+    def rows(self, batch: np.ndarray) -> np.ndarray:
+        """This worker's rows of a batch that the whole group works on."""
+        return batch[self.rank :: self.world]
 
     def share(self, count: int) -> range:
         """The indices below `count` that are this worker's."""
@@ -100,6 +107,7 @@ def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: Scali
         scaling_config=RayScaling(
             num_workers=scaling.num_workers,
             resources_per_worker={"CPU": scaling.cpus_per_worker},
+            placement_strategy=scaling.placement.upper(),  # both give way where nodes are full or gone
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex[:8],
@@ -122,7 +130,7 @@ def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: Scali
 
 @contextmanager
 def _progress_bar(folder: Path, label: str) -> Iterator[None]:
-    """Show the sum of the workers' progress on stderr while the block runs."""
+    """Show the sum of the workers' progress on stderr while the block runs: a bar, or lines where nobody sees a bar move."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -135,19 +143,24 @@ def _progress_bar(folder: Path, label: str) -> Iterator[None]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True) as bar:
         line = bar.add_task(label, total=None, text="starting workers")
 
         def follow() -> None:
-            while not stop.wait(0.3):
+            last, due, over = "", 0.0, False
+            while not over:
+                over = stop.wait(0.3)
                 reports = [r for r in map(_read, sorted(folder.glob("progress-*.json"))) if r]
-                if reports:
-                    bar.update(
-                        line,
-                        completed=sum(r["done"] for r in reports),
-                        total=sum(r["total"] for r in reports),
-                        text=_told(reports[0], bar.tasks[line].speed),
-                    )
+                if not reports:
+                    continue
+                done, total = (sum(r[name] for r in reports) for name in ("done", "total"))
+                text = _told(reports[0], bar.tasks[line].speed)
+                bar.update(line, completed=done, total=total, text=text)
+                now = f"{label}: {done:,.0f} of {total:,.0f}, {text}"
+                if not console.is_terminal and now != last and (over or time.monotonic() >= due):
+                    print(now, file=sys.stderr, flush=True)
+                    last, due = now, time.monotonic() + LINE_S
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()

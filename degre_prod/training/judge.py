@@ -21,7 +21,7 @@ from degre_prod.encoding.encoder import Layout, load_encoder
 from degre_prod.encoding.store import EncodedSet, load_encoded
 from degre_prod.models.judge import Judge, JudgeSpec
 from degre_prod.schema import DataSchema
-from degre_prod.training.data import logged_lists, to_batch
+from degre_prod.training.data import Draws, logged_lists, to_batch
 from degre_prod.training.group import current_worker
 from degre_prod.training.loop import Loss, Schedule, fit
 from degre_prod.training.modules import save_module
@@ -31,7 +31,7 @@ CHUNK = 500
 
 def train_judge(config: dict[str, Any]) -> None:
     """Task: `encoded` (folder with train/, validation/, encoder.json), `folder` (where to work), `judge` (JudgeConfig),
-    and `requests`, "all" or "older_half" of the training requests.
+    and `requests`: "all" or "older_half" of the training requests, or a list of their indices.
 
     Leaves judge.safetensors/.json and curves.json.
     """
@@ -40,7 +40,7 @@ def train_judge(config: dict[str, Any]) -> None:
     folder, encoded = Path(config["folder"]), Path(config["encoded"])
     encoder = load_encoder(encoded / "encoder.json")
     train, validation = load_encoded(encoded / "train"), load_encoded(encoded / "validation")
-    samples = np.arange(len(train)) if config["requests"] == "all" else older_half(train)
+    samples = _chosen(config["requests"], train)
     spec = judge_spec(encoder.schema, encoder.layout(), settings)
     torch.manual_seed(settings.seed)
     model = Judge(spec)
@@ -68,6 +68,12 @@ def judge_spec(schema: DataSchema, layout: Layout, settings: JudgeConfig) -> Jud
     return JudgeSpec(layout, settings.width, settings.layers, weights)
 
 
+def _chosen(requests: str | list[int], train: EncodedSet) -> np.ndarray:
+    if isinstance(requests, list):
+        return np.array(requests, np.int64)
+    return np.arange(len(train)) if requests == "all" else older_half(train)
+
+
 def older_half(encoded: EncodedSet) -> np.ndarray:
     """The older half of the requests, as indices."""
     order = np.argsort(encoded.arrays["timestamp"], kind="stable")
@@ -81,7 +87,7 @@ def slot_loss(model: Judge, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
     """
     layout = model.spec.layout
 
-    def loss(samples: np.ndarray, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def loss(samples: np.ndarray, random: Draws) -> tuple[Tensor, Tensor]:
         held_out = len(samples) > 0 and samples[0] < 0
         encoded, requests = (sets[1], -1 - samples) if held_out else (sets[0], samples)
         lists, feedback, carries = logged_lists(
@@ -98,9 +104,14 @@ def slot_loss(model: Judge, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
 
 def judged_utility(model: Judge, encoded: EncodedSet, lists_RL: np.ndarray) -> np.ndarray:
     """What the judge believes given lists are worth, (R,) in units of feedback; -1 pads a short list and earns nothing."""
-    out = np.empty(len(encoded))
+    return judged_slots(model, encoded, lists_RL).sum(1)
+
+
+def judged_slots(model: Judge, encoded: EncodedSet, lists_RL: np.ndarray) -> np.ndarray:
+    """What the judge believes each slot of given lists earns, (R, L) in units of feedback; -1 pads a short list."""
+    out = np.empty(lists_RL.shape)
     with torch.inference_mode():
         for start in range(0, len(encoded), CHUNK):
             requests = np.arange(start, min(start + CHUNK, len(encoded)))
-            out[requests] = model.utilities(to_batch(encoded, requests, only_BX=lists_RL[requests])).numpy()
+            out[requests] = model.slot_utilities(to_batch(encoded, requests, only_BX=lists_RL[requests])).numpy()
     return out

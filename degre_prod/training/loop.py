@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from degre_prod.artefact import written_aside
 from degre_prod.errors import TrainingError
+from degre_prod.training.data import Draws
 from degre_prod.training.group import Worker, report
 
-# (indices of the samples, a generator for what is random in them) → (sum of losses, count)
-Loss = Callable[[np.ndarray, np.random.Generator], tuple[Tensor, Tensor]]
+# (indices of the samples, random numbers for them) → (sum of losses, count)
+Loss = Callable[[np.ndarray, Draws], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,9 @@ def fit(
         total, count = 0.0, 0.0
         for step in range(steps):
             batch = order[step * schedule.batch_size : (step + 1) * schedule.batch_size]
-            mine = batch[worker.rank :: worker.world]
-            random = np.random.default_rng([schedule.seed, epoch, step, worker.rank])
+            random = _Rows(np.random.default_rng([schedule.seed, epoch, step, 0]), len(batch), worker)
             optimiser.zero_grad()
-            added = _backward(loss, mine, random, parameters, worker)
+            added = _backward(loss, worker.rows(batch), random, parameters, worker)
             if not math.isfinite(added[0]):
                 raise TrainingError(
                     f"{name}: the loss is {added[0]} at epoch {epoch}, step {step}; lower the learning rate"
@@ -112,17 +112,18 @@ def mean_loss(model: nn.Module, loss: Loss, samples: np.ndarray, schedule: Sched
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     with torch.no_grad():
-        mine = samples[worker.rank :: worker.world]
-        for start in range(0, len(mine), schedule.batch_size):
-            batch = mine[start : start + schedule.batch_size]
-            value, count = loss(batch, np.random.default_rng([schedule.seed, start, worker.rank]))
-            sums += torch.tensor([float(value), float(count)], dtype=torch.float64)
+        for start in range(0, len(samples), schedule.batch_size):
+            batch = samples[start : start + schedule.batch_size]
+            if len(mine := worker.rows(batch)):
+                random = _Rows(np.random.default_rng([schedule.seed, start, 0]), len(batch), worker)
+                value, count = loss(mine, random)
+                sums += torch.tensor([float(value), float(count)], dtype=torch.float64)
     worker.sum(sums)
     return float(sums[0] / sums[1].clamp(min=1))
 
 
 def _backward(
-    loss: Loss, batch: np.ndarray, random: np.random.Generator, parameters: list[nn.Parameter], worker: Worker
+    loss: Loss, batch: np.ndarray, random: Draws, parameters: list[nn.Parameter], worker: Worker
 ) -> tuple[float, float]:
     """Gradients of the global mean loss; returns the global (sum, count)."""
     value, count = torch.zeros(()), torch.zeros(())
@@ -137,6 +138,19 @@ def _backward(
         p.grad = flat[at : at + p.numel()].view_as(p) / max(counted, 1.0)
         at += p.numel()
     return total, counted
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A worker's rows of the random numbers of a global batch: a sample's do not depend on the number of workers."""
+
+    generator: np.random.Generator
+    samples: int
+    worker: Worker
+
+    def random(self, size: tuple[int, ...], /) -> np.ndarray:
+        """See `Draws`."""
+        return self.worker.rows(self.generator.random((self.samples, *size[1:])))
 
 
 def _resume(file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, cycle: Any) -> dict[str, Any]:

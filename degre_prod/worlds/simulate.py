@@ -124,7 +124,7 @@ def draw_log(
     candidate_ids_BC = np.take_along_axis(drawn_BC, order_BC, axis=1)
     upstream_BC = np.take_along_axis(score_BC, order_BC, axis=1)
     logits_BC = upstream_BC.astype(np.float64) / tau
-    shown_BL, propensity_B = _plackett_luce(logits_BC, spec.list_length, rng)
+    shown_BL, propensity_B = draw_plackett_luce(logits_BC, spec.list_length, rng)
     if exploration > 0:
         explored_B = rng.random(requests) < exploration
         key_XC = rng.random((int(explored_B.sum()), spec.candidates))
@@ -158,7 +158,7 @@ def _distinct(rng: np.random.Generator, rows: int, count: int) -> np.ndarray:
     return drawn
 
 
-def _plackett_luce(logits_BC: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_plackett_luce(logits_BC: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Ordered samples (B, length) as indices, and their exact probabilities (B,)."""
     logits_BC = logits_BC.astype(np.float64)
     keys_BC = logits_BC + rng.gumbel(size=logits_BC.shape)

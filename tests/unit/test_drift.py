@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from crafted import Row, rich, rows, schema
 
-from degre_prod.evaluation.drift import drift_report
+from degre_prod.evaluation.drift import Column, Drift, feature_columns, independent_draws
+from degre_prod.evaluation.drift import drift_report as report_of_columns
+from degre_prod.rows import TrainingRow
 
 NAN = float("nan")
+
+
+def drift_report(
+    before: dict[str, Sequence[Any] | np.ndarray], now: dict[str, Sequence[Any] | np.ndarray]
+) -> list[Drift]:
+    """Every value drawn by itself."""
+    return report_of_columns(*({n: Column(v, len(v)) for n, v in of.items()} for of in (before, now)))
+
+
+def training_rows(count: int) -> list[TrainingRow]:
+    made: list[Row] = rows([4 + r % 3 for r in range(count)])
+    nothing = np.zeros((2, 0), np.float32)
+    return [TrainingRow(*row, shown_T=np.arange(0), feedback_OT=nothing, seen_T=None) for row in made]
 
 
 def test_the_same_distribution_has_nearly_none() -> None:
@@ -55,6 +73,51 @@ def test_a_new_category_and_an_emptied_feature() -> None:
 
 
 def test_a_constant_feature_does_not_divide_by_zero() -> None:
-    (found,) = drift_report({"x": [2.0] * 10}, {"x": [3.0] * 10})
+    (found,) = drift_report({"x": np.full(10, 2.0)}, {"x": np.full(10, 3.0)})
     assert math.isfinite(found.psi)
     assert found.ks == 1.0
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 50), (60, 2000), (2000, 2000)])
+def test_bounds_by_chance_are_hardly_ever_exceeded(n: int, m: int) -> None:
+    random = np.random.default_rng(n)
+    shares = 1 / np.arange(1, 31)
+    exceeded, largest = 0, 0.0
+    for _ in range(100):
+        a, b = random.normal(size=n), random.normal(size=m)
+        names = [random.choice(30, size, p=shares / shares.sum()).astype(str).tolist() for size in (n, m)]
+        for found in drift_report({"x": b, "c": names[1]}, {"x": a, "c": names[0]}):
+            exceeded += found.psi > found.psi_by_chance or (found.ks or 0.0) > found.ks_by_chance > 0
+            largest = max(largest, found.psi)
+    assert exceeded <= 3  # of 200
+    assert largest > 0.3 * drift_report({"x": b}, {"x": a})[0].psi_by_chance  # or the bound says nothing
+
+
+def test_a_rare_flag_that_vanishes_is_constant_and_one_that_is_too_rare_to_tell_is_not() -> None:
+    flag = np.array([1.0] * 30 + [0.0] * 970)
+    (found,) = drift_report({"x": flag}, {"x": np.zeros(1000)})
+    assert found.psi < 0.5
+    assert found.constant
+    assert not drift_report({"x": flag}, {"x": np.zeros(100)})[0].constant
+    assert not drift_report({"x": np.zeros(1000)}, {"x": np.zeros(1000)})[0].constant
+    assert drift_report({"c": ["a"] * 900 + ["b"] * 100}, {"c": ["a"] * 1000})[0].constant
+
+
+def test_every_kind_of_column_is_compared_by_name() -> None:
+    columns = feature_columns(training_rows(12), schema(**rich()))
+    assert set(columns) == {
+        *("request.candidates", "request.recent_events", "user.taste[0]", "user.taste[1]", "user.age"),
+        *("user.history (length)", "user.segment", "item.style[0]", "item.style[1]", "item.quality", "item.group"),
+        *("context.hour", "context.device", "context.country", "scores.upstream", "candidate.discount"),
+        "candidate.badge",
+    }
+    assert columns["request.candidates"].draws == 12
+    assert len(columns["item.quality"].values) == len(columns["candidate.badge"].values) == 60
+    assert np.isnan(np.asarray(columns["user.history (length)"].values, float)).sum() == 4
+    assert all(d.psi == 0 for d in report_of_columns(columns, columns))
+
+
+def test_values_of_one_entity_are_one_draw() -> None:
+    assert independent_draws(["a"] * 5) == 1.0
+    assert independent_draws(range(7)) == 7.0
+    assert independent_draws([1, 1, 2]) == pytest.approx(9 / 5)

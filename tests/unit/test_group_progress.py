@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import crafted
 import pytest
 from crafted import N
 
-from degre_prod.config import MiningConfig
+from degre_prod.config import MiningConfig, ScalingConfig
 from degre_prod.mining import mine as mining
-from degre_prod.training.group import Worker, _told
+from degre_prod.training.group import Worker, _told, run_group
 from degre_prod.training.modules import save_module
 
 
@@ -43,3 +44,19 @@ def test_mining_counts_its_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     paths = {"encoded": str(tmp_path), "evaluator": str(tmp_path / "evaluator"), "folder": str(folder)}
     mining.mine({**paths, "mining": settings.model_dump()})
     assert said == [(done, 7, "requests") for done in (0, 2, 4, 4, 6, 7)]
+
+
+def three_steps(config: dict[str, Any]) -> None:
+    for done in range(4):
+        Worker(0, 1).progress(Path(config["folder"]), done, 3, "validation 0.5")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_log_gets_progress_in_lines_and_a_terminal_does_not(
+    terminal: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))  # rich asks this first
+    config = {"folder": str(tmp_path)}
+    run_group(three_steps, config, folder=tmp_path, scaling=ScalingConfig(num_workers=0), label="evaluator")
+    assert ("evaluator: 3 of 3, validation 0.5\n" in capfd.readouterr().err) is not terminal
+    assert not list(tmp_path.iterdir())

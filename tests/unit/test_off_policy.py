@@ -12,6 +12,7 @@ from degre_prod.errors import DataError
 from degre_prod.evaluation.enumeration import true_increments
 from degre_prod.evaluation.off_policy import (
     Estimate,
+    difference,
     list_dr,
     list_ips,
     list_snips,
@@ -152,8 +153,21 @@ def test_formulas_by_hand() -> None:
     first = (2 * (1 - 0.5) + 0.4) + (1 * (0 - 0.1) + 2 * 0.2)
     second = (0.2 * (0 - 0.3) + 0.6) + (0.6 * (2 - 1.0) + 0.2 * 0.8)
     assert slot_dr(reward, target, logging, q, v).value == pytest.approx((first + second) / 2)
-    effective = (2.2**2 / (4 + 0.04) + 1.6**2 / (1 + 0.36)) / 2
+    effective = min(2.2**2 / (4 + 0.04), 1.6**2 / (1 + 0.36))  # of the slot that is known least
     assert slot_ips(reward, target, logging).effective_samples == pytest.approx(effective)
+
+
+def test_a_difference_is_paired_and_knows_what_it_rests_on() -> None:
+    reward = np.array([[1.0], [0.0], [1.0], [1.0]])
+    logging = np.full((4, 1), 0.5)
+    one, other = (slot_ips(reward, np.array(t)[:, None], logging) for t in ([1.0, 0, 1, 1], [1.0, 1, 0, 1]))
+    found = difference(one, other)
+    assert found.value == pytest.approx((2 * 1 + 2 * 1 + 2 - 2 - 0 - 2) / 4)
+    assert found.effective_samples == pytest.approx(2.0)  # two requests of the same weight differ
+    same = difference(one, one)
+    assert (same.value, same.low, same.high, same.effective_samples) == (0.0, 0.0, 0.0, 0.0)
+    with pytest.raises(DataError, match="contributed"):
+        difference(one, Estimate(0.0, 0.0, 0.0, 1.0))
 
 
 def test_the_logs_propensity_is_the_plackett_luce_product(logs: list[Logged]) -> None:

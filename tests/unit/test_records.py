@@ -65,6 +65,7 @@ def row(number: int = 0) -> dict:
         "bundle": None,
         "arm": None,
         "source": "log",
+        "constraints": None,
         "confirmed": None,
         "created_timestamp": None,
     }
