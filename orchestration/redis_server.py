@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from degre_prod.errors import ConfigurationError, ServiceError
 
@@ -28,17 +29,17 @@ _SUPERVISOR = 'folder=$1; shift; "$@" & server=$!; cat > /dev/null; kill -TERM $
 
 
 @contextmanager
-def running_redis(url: str | None = None, *, data_dir: Path | None = None) -> Iterator[str]:
+def running_redis(url: str | None = None, *, data_dir: Path | None = None, again: str | None = None) -> Iterator[str]:
     """Yield a Redis URL: `url` itself when given, else that of a private server which ends with the block.
 
     The private server listens on 127.0.0.1 only, wants a random password, and keeps nothing unless `data_dir` names a
-    folder for its append-only file. Raises ConfigurationError when no redis-server can be found, ServiceError when it
-    does not start.
+    folder for its append-only file. `again`: the URL of an earlier private server, to come back under. Raises
+    ConfigurationError when no redis-server can be found, ServiceError when it does not start.
     """
     if url is not None:
         yield url
         return
-    process, address = _start(redis_binary(), data_dir)
+    process, address = _start(redis_binary(), data_dir, again)
     try:
         yield address
     finally:
@@ -59,13 +60,14 @@ def redis_binary() -> Path:
     )
 
 
-def _start(binary: Path, data_dir: Path | None) -> tuple[subprocess.Popen[bytes], str]:
-    password = f"p{secrets.token_urlsafe(24)}"
+def _start(binary: Path, data_dir: Path | None, again: str | None) -> tuple[subprocess.Popen[bytes], str]:
+    earlier = None if again is None else urlsplit(again)
+    password = (earlier and earlier.password) or f"p{secrets.token_urlsafe(24)}"
     if data_dir is not None:
         data_dir.mkdir(parents=True, exist_ok=True)
     said = ""
     for _ in range(_ATTEMPTS):
-        port = _free_port()
+        port = (earlier and earlier.port) or _free_port()
         folder = Path(tempfile.mkdtemp(prefix="degre-redis-"))  # readable by us alone; the supervisor removes it
         config, log = folder / "redis.conf", folder / "redis.log"
         config.write_text(_config(port, password, data_dir or folder, persistent=data_dir is not None))

@@ -7,7 +7,8 @@ what it was made from, back to the data. Replicas never ask here: the rollout pl
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-_MAX_PARAMETER = 6000  # MLflow's limit
+_MAX_PARAMETER, _MAX_BATCH = 6000, 100  # MLflow's limits: characters, parameters logged at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Registry:
         lineage: Mapping[str, str],
     ) -> Version:
         """Record a bundle with how it was made and how it did; the same bundle again gives its version back."""
+        from mlflow.entities import Metric, Param
+
         for known in self.versions():
             if known.manifest_sha256 == manifest_sha256:
                 return known
@@ -58,10 +61,13 @@ class Registry:
         place = experiment.experiment_id if experiment else self.client.create_experiment(self.model)
         run = self.client.create_run(place, run_name=name)
         run_id = run.info.run_id
-        for key, value in parameters.items():
-            self.client.log_param(run_id, key, str(value)[:_MAX_PARAMETER])
-        for key, number in metrics.items():
-            self.client.log_metric(run_id, key, float(number))
+        now_ms = time.time_ns() // 1_000_000
+        said = [Param(key, str(value)[:_MAX_PARAMETER]) for key, value in parameters.items()]
+        for params in _batches(said):
+            self.client.log_batch(run_id, params=params)
+        measured = [Metric(key, float(number), now_ms, 0) for key, number in metrics.items()]
+        for some in _batches(measured):
+            self.client.log_batch(run_id, metrics=some)
         tags = {"bundle_uri": bundle_uri, "manifest_sha256": manifest_sha256, **lineage}
         made = self.client.create_model_version(self.model, bundle_uri, run_id, tags=tags)
         self.client.set_terminated(run_id)
@@ -109,6 +115,10 @@ def open_registry(file: Path, model: str) -> Registry:
     except MlflowException as error:
         raise ConfigurationError(f"the model registry at {_without_password(uri)} cannot be opened: {error}") from error
     return Registry(client, model)
+
+
+def _batches(values: list[Any]) -> Iterator[list[Any]]:
+    return (values[start : start + _MAX_BATCH] for start in range(0, len(values), _MAX_BATCH))
 
 
 def _version(made: Any) -> Version:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from degre_prod.config import RayConfig
+from degre_prod.errors import ConfigurationError
 
 # Ray keeps Unix sockets below its temporary folder, and their paths may be 107 bytes long: TMPDIR may be too deep.
 _SHORT_TMP = "/tmp"
@@ -19,9 +20,19 @@ _SHORT_TMP = "/tmp"
 
 @contextmanager
 def ray_cluster(config: RayConfig) -> Iterator[None]:
-    """Be connected to Ray inside the block. A cluster this process has already joined is used and left alone."""
+    """Be connected to Ray inside the block. A cluster this process has already joined is used and left alone.
+
+    An address in RAY_ADDRESS, which Ray sets in every job it runs, counts where the configuration has none. Raises
+    ConfigurationError when that is a job server's: those take jobs, they cannot be joined.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address is not None and address.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"{address} is a job server, there `degre submit` runs; here set ray.address to the cluster's own address, "
+            "HEAD:6379, or unset RAY_ADDRESS for a private cluster"
+        )
     variables = {"RAY_USAGE_STATS_ENABLED": "0"}
-    if config.address is None and "RAY_AUTH_MODE" not in os.environ:
+    if address is None and "RAY_AUTH_MODE" not in os.environ:
         # Whoever may submit work to a cluster owns the machine. Without a token here Ray would write one into the home.
         variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _process_token()}
     with environment(variables):
@@ -31,8 +42,8 @@ def ray_cluster(config: RayConfig) -> Iterator[None]:
             yield
             return
         quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
-        if config.address is not None:
-            ray.init(address=config.address, **quiet)
+        if address is not None:
+            ray.init(address=address, **quiet)
             try:
                 yield
             finally:

@@ -33,9 +33,6 @@ from serving.validation import validate
 
 log = structlog.get_logger(__name__)
 
-# With no experiment running there is one arm.
-ARM = "champion"
-
 
 class Decoded(Protocol):
     """What a bundle's decoder returns; see degre_prod.bundle.Decoded."""
@@ -135,15 +132,16 @@ class Engine:
         limit_ms = received.deadline_ms or self._settings.deadline_ms
         return Deadline(limit_ms) if started is None else Deadline(limit_ms, started)
 
-    def answer(self, prepared: Prepared, deadline: Deadline | None = None) -> Answer:
+    def answer(self, prepared: Prepared, deadline: Deadline | None = None, *, in_shadow: bool = False) -> Answer:
         """A valid list from the cache, the generator, or the fallback chain; never fails for a broken part.
 
-        Raises a 422 Problem when no list obeys the request's constraints.
+        In shadow the generator computes it, whatever the cache holds, and a failure is one line in the log. Raises a 422
+        Problem when no list obeys the request's constraints.
         """
         deadline = deadline or self.deadline(prepared.received)
         progress = _Progress()
         try:
-            return self._answer(prepared, deadline, progress)
+            return self._answer(prepared, deadline, progress, not in_shadow)
         except Problem:
             raise
         except OutOfTimeError:
@@ -151,8 +149,11 @@ class Engine:
         except FeatureError as error:
             log.warning("features unavailable", error=str(error), request_id=prepared.request.request_id)
             reason = "features_unavailable"
-        except Exception:  # whatever the model does, the page gets its list
-            log.exception("model failed", request_id=prepared.request.request_id)
+        except Exception as error:  # whatever the model does, the page gets its list
+            if in_shadow:  # nobody waits for it, and a broken challenger breaks every time
+                log.warning("model failed in shadow", error=repr(error), request_id=prepared.request.request_id)
+            else:
+                log.exception("model failed", request_id=prepared.request.request_id)
             reason = "model_error"
         return self.fall_back(prepared, reason, deadline, progress)
 
@@ -195,10 +196,10 @@ class Engine:
             return None
         return cache_key(self.bundle.manifest_sha256, prepared.received, prepared.length)
 
-    def _answer(self, prepared: Prepared, deadline: Deadline, progress: _Progress) -> Answer:
+    def _answer(self, prepared: Prepared, deadline: Deadline, progress: _Progress, cached: bool) -> Answer:
         """From the cache or the generator."""
         deadline.check()
-        key = self._key(prepared)
+        key = self._key(prepared) if cached else None
         if key is None or self._cache is None:
             return self._generate(prepared, deadline, progress, key)
         with timed(progress.timings, "cache"):
@@ -257,7 +258,8 @@ class Engine:
             request_id=prepared.request.request_id,
             items=[RankedItem(id=item, position=t) for t, item in enumerate(chosen)],
             bundle=self.bundle.manifest_sha256,
-            arm=ARM,
+            arm=prepared.arm,
+            experiment=prepared.exposure and prepared.exposure.experiment,
             source=source,
             degraded=list(degraded),
             timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},

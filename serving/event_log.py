@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 from zlib import crc32
 
 import redis
+import structlog
 from pydantic_core import to_json
 
 from serving.clock import from_us
@@ -23,6 +24,8 @@ from serving.metrics import Metrics
 from serving.preparation import Prepared
 from serving.protocol import FeedbackRequest, RerankResponse
 from serving.redis_client import RedisFailure, request_path_client
+
+log = structlog.get_logger(__name__)
 
 SHARDS = 4
 BATCH = 256
@@ -39,9 +42,19 @@ def shard_key(kind: str, shard: int) -> str:
     return f"degre:{kind}:{shard}"
 
 
+def shard_of(request_id: str) -> int:
+    """The shard of a request's records: a list and its feedback share it."""
+    return crc32(request_id.encode()) % SHARDS
+
+
 def stream_key(kind: str, request_id: str) -> str:
-    """The stream of a request's records: a list and its feedback share the shard number."""
-    return shard_key(kind, crc32(request_id.encode()) % SHARDS)
+    """The stream of a request's records."""
+    return shard_key(kind, shard_of(request_id))
+
+
+def added_key(kind: str, shard: int) -> str:
+    """How many records were ever appended to a stream, counted with the append: what is missing later was lost."""
+    return f"degre:added:{kind}:{shard}"
 
 
 def served_record(
@@ -64,8 +77,11 @@ def served_record(
         "shown_ids": response.ids(),
         "bundle": response.bundle,
         "arm": response.arm,
+        "exposure": prepared.exposure,
+        "took_ms": response.timings_ms.get("total"),
         "source": response.source,
         "degraded": response.degraded,
+        "constraints": prepared.own.model_dump_json(exclude_defaults=True) if prepared.own else None,
         "propensity": propensity,
         "list_propensity": None if propensity is None else math.prod(propensity),
     }
@@ -80,13 +96,14 @@ class ServedLog:
         self._waiting: deque[_Served] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="served-log", daemon=True)
         self._thread.start()
 
     def append(self, prepared: Prepared, response: RerankResponse, propensity: Sequence[float] | None = None) -> None:
-        """Queue a served list, or drop and count it when the buffer is full."""
+        """Queue a served list, or drop and count it when the buffer is full or nobody writes any more."""
         with self._changed:
-            if len(self._waiting) >= self._buffer:
+            if self._closed or len(self._waiting) >= self._buffer:
                 self._metrics.served_log("dropped")
                 return
             self._waiting.append((prepared, response, propensity))
@@ -98,8 +115,10 @@ class ServedLog:
         with self._changed:
             self._changed.notify()
         self._thread.join(CLOSE_S)
-        if self._waiting:
-            self._metrics.served_log("dropped", len(self._waiting))
+        with self._changed:
+            self._closed = True  # a write that is under way still counts as dropped: nobody will hear how it ended
+            if self._waiting:
+                self._metrics.served_log("dropped", len(self._waiting))
         self._redis.close()
 
     def _run(self) -> None:
@@ -115,7 +134,7 @@ class ServedLog:
             if not batch:
                 return
             try:
-                self._write(batch)
+                unfit = self._write(batch)
             except RedisFailure:
                 self._metrics.served_log("failed", len(batch))
                 if self._closing.is_set():
@@ -125,16 +144,29 @@ class ServedLog:
                 continue
             pause_s = RETRY_S[0]
             with self._changed:
+                if self._closed:
+                    return
                 for _ in batch:
                     self._waiting.popleft()
-            self._metrics.served_log("written", len(batch))
+            self._metrics.served_log("written", len(batch) - unfit)
+            if unfit:
+                self._metrics.served_log("dropped", unfit)
 
-    def _write(self, batch: list[_Served]) -> None:
+    def _write(self, batch: list[_Served]) -> int:
+        """Append a batch, all of it or nothing; returns how many of it cannot be written at all."""
         pipeline = self._redis.pipeline(transaction=True)
+        unfit = 0
         for prepared, response, propensity in batch:
-            record = served_record(prepared, response, propensity)
-            _add(pipeline, "served", response.request_id, record, self._max_length)
+            try:
+                # A seventh of the time of the standard library's, in a process short of it.
+                text = to_json(served_record(prepared, response, propensity))
+            except Exception:  # one record must not stop the log
+                log.exception("served list cannot be written", request_id=response.request_id)
+                unfit += 1
+                continue
+            _add(pipeline, "served", response.request_id, text, self._max_length)
         pipeline.execute()
+        return unfit
 
 
 class FeedbackLog:
@@ -147,13 +179,18 @@ class FeedbackLog:
     def append(self, feedback: FeedbackRequest, received_us: int) -> None:
         """Append one delivery; raises one of RedisFailure unless Redis has it."""
         record = feedback.model_dump(mode="json") | {"received_timestamp": from_us(received_us).isoformat()}
-        _add(self._redis, "feedback", feedback.request_id, record, self._max_length)
+        pipeline = self._redis.pipeline(transaction=True)
+        _add(pipeline, "feedback", feedback.request_id, to_json(record), self._max_length)
+        pipeline.execute()
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
 
 
-def _add(client: redis.Redis, kind: str, request_id: str, record: Mapping[str, Any], max_length: int) -> None:
-    text = to_json(record)  # a seventh of the time of the standard library's, in a process short of it
-    client.xadd(stream_key(kind, request_id), {"record": text}, maxlen=max(max_length // SHARDS, 1), approximate=True)
+def _add(pipeline: redis.client.Pipeline, kind: str, request_id: str, text: bytes, max_length: int) -> None:
+    """Append one record and count it, in one transaction."""
+    shard = shard_of(request_id)
+    most = max(max_length // SHARDS, 1)
+    pipeline.xadd(shard_key(kind, shard), {"record": text}, maxlen=most, approximate=True)
+    pipeline.incr(added_key(kind, shard))

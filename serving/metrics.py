@@ -26,13 +26,15 @@ class Metrics:
         )
         self._ready = self._gauge("degre_ready", "1 when the bundle is loaded and warm")
         self._swaps = self._counter("degre_swaps", "Rollout plans by what became of them", "fate")
-        self._bundle = self._gauge("degre_bundle", "1 for the bundle that serves", "sha256")
+        self._bundle = self._gauge("degre_bundle", "1 for each bundle that serves", "sha256")
         self._plan = self._gauge("degre_plan_version", "Version of the plan followed, 0 without one")
         self._readable = self._gauge("degre_plan_readable", "0 when the plan has been unreadable for over 10 s")
         self._lost = self._gauge("degre_threads_lost", "Threads held by work that never ended")
         self._shed = self._counter("degre_shed", "Requests answered 429 by reason", "reason")
         self._ongoing = self._gauge("degre_ongoing", "Requests under way")
         self._cancelled = self._counter("degre_cancelled", "Requests whose client went away")
+        self._arms = self._counter("degre_arms", "Lists by arm, while an experiment runs", "arm")
+        self._shadow = self._counter("degre_shadow", "Lists for the challenger in shadow, by outcome", "outcome")
         self._readable.set(1)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -52,6 +54,14 @@ class Metrics:
             self._degraded.labels(reason.partition(":")[0]).inc()
         for stage, ms in timings_ms.items():
             self._stages.labels(stage).observe(ms / 1000)
+
+    def arm(self, name: str) -> None:
+        """One list answered by an arm of an experiment."""
+        self._arms.labels(name).inc()
+
+    def shadow(self, outcome: str) -> None:
+        """One list that the challenger was asked for in shadow: ok, failed, late, other (not its fault) or dropped."""
+        self._shadow.labels(outcome).inc()
 
     def cache(self, outcome: str) -> None:
         """One lookup in the result cache."""
@@ -74,14 +84,15 @@ class Metrics:
         """Whether the replica takes requests."""
         self._ready.set(ready)
 
-    def serving(self, sha256: str, plan_version: int) -> None:
-        """The bundle that answers from now on, and the plan that says so (0: none)."""
+    def serving(self, bundles: Sequence[str], plan_version: int) -> None:
+        """sha256 of the bundles that answer from now on, and the plan that says so (0: none)."""
         self._bundle.clear()
-        self._bundle.labels(sha256).set(1)
+        for sha256 in bundles:
+            self._bundle.labels(sha256).set(1)
         self._plan.set(plan_version)
 
     def swap(self, fate: str) -> None:
-        """A new plan was followed (`loaded`, `went_back` to the engine before, `kept` the same) or `refused`."""
+        """A new plan was followed (its champion `loaded`, `kept`, `promoted` from challenger, `went_back` to) or `refused`."""
         self._swaps.labels(fate).inc()
 
     def plan_readable(self, readable: bool) -> None:

@@ -1,19 +1,22 @@
-"""The rollout plan: one versioned document in Redis that says which bundle serves. Replicas poll it; the plan is the truth."""
+"""The rollout plan: one versioned document that says which bundles serve whom. Replicas poll it; the plan is the truth.
+
+How it is kept in Redis is in serving.plan_store.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-import redis
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from degre_prod.artefact import write_text
-from degre_prod.errors import DegreError, MismatchError, explain
+from degre_prod.errors import DegreError, explain
+from serving.experiment import CHAMPION, ArmName, Experiment, Share
 
-PLAN_KEY = "degre:plan"
+Action = Literal["activate", "start", "advance", "hold", "resume", "abort", "promote", "rollback"]
 
 
 class PlanError(DegreError):
@@ -25,64 +28,96 @@ class PlanArm(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: ArmName = CHAMPION
     bundle_uri: str = Field(min_length=1, max_length=4096)
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    weight: Share = 1.0
 
 
-class RolloutPlan(BaseModel):
-    """`version` grows by one with each publication. There is one arm, the champion."""
+class Change(BaseModel):
+    """Who put this version in its place, when (Redis's clock) and why; `experiment`: the one it is about."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    action: Action
+    by: str = Field(min_length=1, max_length=256)
+    why: str = Field("", max_length=4096)
+    at: AwareDatetime
+    experiment: str | None = None
+
+
+class RolloutPlan(BaseModel):
+    """`version` grows by one with each publication. The champion comes first; a challenger comes with its experiment.
+
+    Format 1 had one arm and no record of the change; it is read as such.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[2] = 2
     version: int = Field(ge=1)
-    arms: tuple[PlanArm, ...] = Field(min_length=1, max_length=1)
+    arms: tuple[PlanArm, ...] = Field(min_length=1, max_length=2)
+    experiment: Experiment | None = None
+    change: Change | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("format_version") == 1:
+            newer = sorted(values.keys() - {"format_version", "version", "arms"})
+            if newer:
+                raise ValueError(f"format 1 has no {', '.join(newer)}")
+            return values | {"format_version": 2}
+        return values
+
+    @model_validator(mode="after")
+    def _arms_agree(self) -> RolloutPlan:
+        names = [arm.name for arm in self.arms]
+        if self.experiment is None:
+            if names != [CHAMPION] or self.champion.weight != 1.0:
+                raise ValueError("without an experiment there is one arm, the champion, with weight 1")
+            return self
+        share = self.experiment.now.share
+        if names != ["champion", "challenger"]:
+            raise ValueError(f"an experiment has the arms champion and challenger, in this order; got {names}")
+        if self.arms[1].weight != share or self.champion.weight != 1.0 - share:
+            raise ValueError(
+                f"stage {self.experiment.now.name} gives the challenger {share:g} and the champion the rest"
+            )
+        return self
 
     @property
     def champion(self) -> PlanArm:
         """The arm that serves when no experiment runs."""
         return self.arms[0]
 
+    @property
+    def challenger(self) -> PlanArm | None:
+        """The arm on trial, if there is one."""
+        return self.arms[1] if len(self.arms) > 1 else None
+
+
+def weighted(champion: PlanArm, challenger: PlanArm, share: float) -> tuple[PlanArm, PlanArm]:
+    """The two arms of a stage that gives the challenger `share`."""
+    return (
+        champion.model_copy(update={"name": "champion", "weight": 1.0 - share}),
+        challenger.model_copy(update={"name": "challenger", "weight": share}),
+    )
+
+
+def alone(arm: PlanArm) -> tuple[PlanArm]:
+    """An arm that serves everybody."""
+    return (arm.model_copy(update={"name": "champion", "weight": 1.0}),)
+
 
 def parse_plan(text: str | bytes) -> RolloutPlan:
-    """Raises PlanError for anything but a plan of this format."""
+    """Raises PlanError for anything but a plan of this format or the one before."""
     try:
-        return RolloutPlan.model_validate_json(text)
+        return RolloutPlan.model_validate(json.loads(text))
     except ValidationError as error:
         raise PlanError(f"the rollout plan is malformed: {explain(error)}") from None
-
-
-def read_plan(client: redis.Redis) -> RolloutPlan | None:
-    """The plan in Redis, None when there is none; raises PlanError when it is malformed or Redis does not answer."""
-    try:
-        text = client.get(PLAN_KEY)
-    except (redis.RedisError, OSError) as error:
-        raise PlanError(f"Redis did not give the rollout plan: {type(error).__name__}") from error
-    return None if text is None else parse_plan(text)
-
-
-def publish_plan(client: redis.Redis, arms: Sequence[PlanArm], expected_version: int) -> RolloutPlan:
-    """Put a plan in the place of version `expected_version` (0: there is none yet), or not at all.
-
-    Raises MismatchError when another version is there by now, PlanError when what is there is no plan.
-    """
-    plan = RolloutPlan(version=expected_version + 1, arms=tuple(arms))
-    with client.pipeline() as pipeline:
-        try:
-            pipeline.watch(PLAN_KEY)
-            there = read_plan(pipeline)  # after WATCH a pipeline answers at once
-            found = there.version if there else 0
-            if found != expected_version:
-                raise MismatchError(f"the rollout plan is at version {found}, not {expected_version}; read it again")
-            pipeline.multi()
-            pipeline.set(PLAN_KEY, plan.model_dump_json())
-            pipeline.execute()
-        except redis.WatchError:
-            raise MismatchError(
-                f"the rollout plan was changed while version {plan.version} was published; read it again"
-            ) from None
-    return plan
+    except ValueError as error:
+        raise PlanError(f"the rollout plan is malformed: {error}") from None
 
 
 class LastGoodPlan:

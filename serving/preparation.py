@@ -5,16 +5,24 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from degre_prod.constraints.spec import Constraints
 from degre_prod.requests import Id, RecentEvent, Request
 from degre_prod.schema import DataSchema, Feature
 from serving.clock import Clock, to_us
+from serving.experiment import CHAMPION, ArmName
 from serving.field_checks import id_error, name_error, value_errors
 from serving.limits import limits_of
 from serving.problems import FieldError, Problem, invalid, invalid_field
 from serving.protocol import Candidate, FeedbackRequest, RerankRequest
+
+
+class Exposure(NamedTuple):
+    """Ids of an experiment and of its stage."""
+
+    experiment: str
+    stage: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,7 @@ class Prepared:
 
     `request`: the model's view, distinct candidates in upstream order. `length`: items due. `flags`: what was mended on
     the way and is told in `degraded`. `received`: the body as it came, for the cache key. `own`: the request's constraints.
+    `arm`: who answers; `exposure`: the experiment and stage that this request counts in.
     """
 
     request: Request
@@ -30,6 +39,8 @@ class Prepared:
     flags: tuple[str, ...]
     received: RerankRequest
     own: Constraints | None = None
+    arm: ArmName = CHAMPION
+    exposure: Exposure | None = None
 
 
 def prepare(received: RerankRequest, schema: DataSchema, clock: Clock, mode: Literal["wall", "request"]) -> Prepared:

@@ -125,7 +125,8 @@ class RerankResponse(BaseModel):
     request_id: str
     items: list[RankedItem]
     bundle: str = Field(description="sha256 of the manifest of the bundle that answered; empty when no service did")
-    arm: str
+    arm: str = Field(description="who answered: champion, or the challenger of a running experiment")
+    experiment: str | None = Field(None, description="id of the experiment this request counts in")
     source: Source
     degraded: list[str] = Field(default_factory=list, description="why the answer is worse than it could be")
     timings_ms: dict[str, float] = Field(default_factory=dict, description="milliseconds by stage")

@@ -1,14 +1,18 @@
 """Following the rollout plan: a new bundle is loaded and warmed beside the serving one, then takes its place by pointer.
 
-Requests keep the engine they began with, so that no answer mixes two bundles. The engine before stays loaded: going back
-to it is another exchange of pointers. A bundle that cannot serve is refused, and the present one serves on.
+Requests keep the engine they began with, so that no answer mixes two bundles. The champion before stays loaded: going
+back to it is another exchange of pointers. A bundle that cannot serve is refused, and the present one serves on; a
+challenger that leaves the plan leaves the requests before anything new is loaded.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +24,13 @@ from degre_prod.config import Settings
 from degre_prod.errors import ConfigurationError
 from serving.bundles import load_arm
 from serving.engine import Engine
+from serving.engines import Engines, Trial
 from serving.metrics import Metrics
-from serving.plan import LastGoodPlan, PlanArm, PlanError, RolloutPlan, read_plan
-from serving.protocol import MAX_DEADLINE_MS
-from serving.redis_client import request_path_client
+from serving.plan import LastGoodPlan, PlanArm, PlanError, RolloutPlan
+from serving.plan_store import read_plan
+from serving.redis_client import RedisFailure, request_path_client
 from serving.replica import BuildEngine
+from serving.reports import ReplicaReport, withdraw_report, write_report
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +38,6 @@ POLL_S = 0.5
 PLAN_TIMEOUT_MS = 1000.0
 UNREADABLE_S = 10.0  # without a readable plan for longer than this, the champion alone serves
 RETRY_S = 30.0  # until a refused bundle is tried again: it may have been copied meanwhile
-KEPT_S = MAX_DEADLINE_MS / 1000 + 5  # a displaced engine may still be answering
 
 Load = Callable[[PlanArm], Engine]
 """Raises whatever makes the bundle unfit to serve."""
@@ -44,43 +49,6 @@ class Refusal:
 
     manifest_sha256: str
     reason: str
-
-
-class Engines:
-    """The engine that answers and the one before it. Reading `current` needs no lock; one thread exchanges."""
-
-    def __init__(self) -> None:
-        self.current: Engine | None = None
-        self._previous: Engine | None = None
-        self._displaced: list[tuple[float, Engine]] = []
-
-    def held(self, manifest_sha256: str) -> Engine | None:
-        """The engine of that bundle, if it is one of the two."""
-        for engine in (self.current, self._previous):
-            if engine is not None and engine.bundle.manifest_sha256 == manifest_sha256:
-                return engine
-        return None
-
-    def serve(self, engine: Engine) -> None:
-        """Let `engine` answer from the next request on."""
-        if engine is self.current:
-            return
-        if self._previous is not None and self._previous is not engine:
-            self._displaced.append((time.monotonic() + KEPT_S, self._previous))
-        self._previous, self.current = self.current, engine
-
-    def close_displaced(self) -> None:
-        """Close what no request can be using any more."""
-        now = time.monotonic()
-        for _, engine in [d for d in self._displaced if d[0] <= now]:
-            engine.close()
-        self._displaced = [d for d in self._displaced if d[0] > now]
-
-    def close(self) -> None:
-        """Close all of them."""
-        for engine in (self.current, self._previous, *(engine for _, engine in self._displaced)):
-            if engine is not None:
-                engine.close()
 
 
 def first_engine(given: Callable[[], Engine], load: Load, client: redis.Redis, kept: LastGoodPlan | None) -> Engine:
@@ -125,7 +93,7 @@ def replica_engines(bundle: Path, settings: Settings, build: BuildEngine) -> tup
 
 
 class PlanFollower:
-    """Polls the plan in a thread of its own."""
+    """Polls the plan in a thread of its own, and reports what the replica serves."""
 
     def __init__(
         self, client: redis.Redis, engines: Engines, load: Load, metrics: Metrics, kept: LastGoodPlan | None
@@ -137,6 +105,8 @@ class PlanFollower:
         self._told = False
         self._retry_at = 0.0
         self._tried: RolloutPlan | None = None
+        self._loading: str | None = None
+        self.replica = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.plan: RolloutPlan | None = None
         self.refused: Refusal | None = None
 
@@ -151,10 +121,14 @@ class PlanFollower:
     def close(self) -> None:
         """Stop polling; a bundle being loaded is loaded to its end, by a thread that keeps no process alive."""
         self._closing.set()
+        try:
+            withdraw_report(self._client, self.replica)
+        except RedisFailure:  # it expires
+            log.info("the report could not be withdrawn")
         self._client.close()
 
     def step(self) -> None:
-        """One poll: read the plan, follow it if it is new."""
+        """One poll: read the plan, follow it if it is new, report."""
         try:
             plan = read_plan(self._client)
             if plan is None and self.plan is not None:
@@ -162,42 +136,122 @@ class PlanFollower:
         except PlanError as error:
             self._unreadable(error)
             return
-        self._read_at, self._told = time.monotonic(), False
+        again, self._read_at, self._told = self._told, time.monotonic(), False
         self._metrics.plan_readable(True)
         self._engines.close_displaced()
-        if plan is not None and plan != self.plan and (plan != self._tried or time.monotonic() >= self._retry_at):
+        may_try = plan != self._tried or time.monotonic() >= self._retry_at
+        if plan is not None and (again or self._behind(plan)) and may_try:
             self._follow(plan)
+        self._report()
+
+    def _behind(self, plan: RolloutPlan) -> bool:
+        return plan != self.plan or (plan.challenger is not None and self._engines.trial is None)
 
     def _follow(self, plan: RolloutPlan) -> None:
-        arm = plan.champion
-        engine = self._engines.held(arm.manifest_sha256)
-        fate = "kept" if engine is self._engines.current else "went_back"
-        if engine is None:
-            try:
-                engine, fate = self._load(arm), "loaded"
-            except Exception as error:  # whatever is wrong with it, the present one serves on
-                self._tried, self._retry_at = plan, time.monotonic() + RETRY_S
-                self.refused = Refusal(arm.manifest_sha256, f"{type(error).__name__}: {error}")
-                self._metrics.swap("refused")
-                log.exception("bundle refused", bundle=arm.manifest_sha256, uri=arm.bundle_uri, version=plan.version)
+        """Serve what is held of the plan at once, then what had to be loaded."""
+        champion = plan.champion
+        fate = self._fate(champion)
+        if fate == "loaded":
+            if self._engines.current is not None:
+                self._engines.serve(self._engines.current)  # the plan knows nothing of the challenger before
+            engine = self._loaded(champion, plan)
+            if engine is None:
                 return
-        self._engines.serve(engine)
-        self.plan, self.refused = plan, None
+            self._engines.serve(engine)
+        self._apply(plan)
+        self._keep(plan)
+        arm = plan.challenger
+        if arm is not None and self._engines.trial is None:
+            challenger = self._loaded(arm, plan)
+            if challenger is None:
+                return
+            if self._superseded(plan):
+                challenger.close()
+                return
+            self._apply(plan, challenger)
+        self.refused, self._tried = None, None
         self._metrics.swap(fate)
-        self._metrics.serving(arm.manifest_sha256, plan.version)
-        log.info("following the plan", bundle=arm.manifest_sha256, version=plan.version, fate=fate)
+        log.info("following the plan", bundle=champion.manifest_sha256, version=plan.version, fate=fate)
+
+    def _apply(self, plan: RolloutPlan, challenger: Engine | None = None) -> None:
+        """Exchange the pointers; the champion of the plan is held."""
+        champion = self._engines.held(plan.champion.manifest_sha256)
+        assert champion is not None
+        arm = plan.challenger
+        if arm is not None and challenger is None:
+            challenger = self._engines.held(arm.manifest_sha256)
+        trial = None
+        if plan.experiment is not None and challenger is not None:
+            trial = Trial(champion, challenger, plan.experiment, plan.experiment.allocation)
+        self._engines.serve(champion, trial)
+        self.plan = plan
+        on_trial = (trial.challenger.bundle.manifest_sha256,) if trial else ()
+        self._metrics.serving((plan.champion.manifest_sha256, *on_trial), plan.version)
+
+    def _loaded(self, arm: PlanArm, plan: RolloutPlan) -> Engine | None:
+        """The arm's engine, None when it cannot serve: whatever is wrong with it, the present ones serve on."""
+        self._loading = arm.manifest_sha256
+        self._report()
+        try:
+            return self._load(arm)
+        except Exception as error:
+            self._tried, self._retry_at = plan, time.monotonic() + RETRY_S
+            self.refused = Refusal(arm.manifest_sha256, f"{type(error).__name__}: {error}")
+            self._metrics.swap("refused")
+            log.exception("bundle refused", bundle=arm.manifest_sha256, uri=arm.bundle_uri, version=plan.version)
+            return None
+        finally:
+            self._loading = None
+
+    def _superseded(self, plan: RolloutPlan) -> bool:
+        """Whether the plan changed while a bundle was loaded; an abort meanwhile must not let it serve."""
+        try:
+            return read_plan(self._client) != plan
+        except PlanError:
+            return True
+
+    def _fate(self, champion: PlanArm) -> str:
+        """What following a plan with this champion comes to: see Metrics.swap."""
+        held, trial = self._engines.held(champion.manifest_sha256), self._engines.trial
+        if held is None:
+            return "loaded"
+        if held is self._engines.current:
+            return "kept"
+        return "promoted" if trial is not None and held is trial.challenger else "went_back"
+
+    def _keep(self, plan: RolloutPlan) -> None:
         if self._kept is not None:
             try:
                 self._kept.write(plan)
             except OSError as error:
                 log.error("the plan could not be kept on disk", file=str(self._kept.file), error=str(error))
 
+    def _report(self) -> None:
+        current, trial, plan, refused = self._engines.current, self._engines.trial, self.plan, self.refused
+        report = ReplicaReport(
+            replica=self.replica,
+            version=plan.version if plan else 0,
+            readable=self.readable(),
+            champion=current.bundle.manifest_sha256 if current else "",
+            challenger=trial.challenger.bundle.manifest_sha256 if trial else None,
+            stage=trial.experiment.now.name if trial else None,
+            loading=self._loading,
+            refused=refused.manifest_sha256 if refused else None,
+            refused_because=refused.reason if refused else None,
+        )
+        try:
+            write_report(self._client, report)
+        except RedisFailure as error:
+            log.warning("the report was not taken", error=type(error).__name__)
+
     def _unreadable(self, error: PlanError) -> None:
         if self.readable() or self._told:
             return
         self._told = True
         self._metrics.plan_readable(False)
-        log.error("the rollout plan is unreadable; serving goes on as it is", error=str(error))
+        if self._engines.current is not None:
+            self._engines.serve(self._engines.current)
+        log.error("the rollout plan is unreadable; the champion alone serves", error=str(error))
 
     def _run(self) -> None:
         jitter = random.Random()

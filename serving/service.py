@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from degre_prod.errors import ConfigurationError
 from serving.clock import wall_clock
 from serving.deadline import Deadline
 from serving.engine import Answer, Engine
+from serving.engines import Engines, Trial
 from serving.event_log import FeedbackLog, ServedLog
 from serving.exploration import explored_response
 from serving.loop_lag import LoopLag
@@ -25,8 +27,9 @@ from serving.preparation import Prepared
 from serving.problems import overloaded, unavailable
 from serving.protocol import FeedbackAccepted, FeedbackRequest, RerankRequest, RerankResponse
 from serving.redis_client import RedisFailure, request_path_client
-from serving.rollout import PLAN_TIMEOUT_MS, Engines, Load, PlanFollower
+from serving.rollout import PLAN_TIMEOUT_MS, Load, PlanFollower
 from serving.rules import restricted
+from serving.shadow import OURS, Shadow
 from serving.workers import OverloadedError, StuckError, Workers
 
 log = structlog.get_logger(__name__)
@@ -75,6 +78,13 @@ class Service:
         self._feedback = FeedbackLog(
             url, stream_max_length=serving.log_stream_max_length, timeout_ms=serving.redis_timeout_ms
         )
+        self._shadow = Shadow(
+            url,
+            cpu_share=serving.shadow_cpu_share,
+            queue=serving.shadow_queue,
+            timeout_ms=serving.redis_timeout_ms,
+            metrics=self.metrics,
+        )
         self._follower: PlanFollower | None = None
         if load is not None:
             kept = None if serving.state_dir is None else LastGoodPlan(serving.state_dir, url)
@@ -102,6 +112,9 @@ class Service:
         if self._follower is not None:
             plan, refused = self._follower.plan, self._follower.refused
             document["plan"] = {"version": plan.version if plan else 0, "readable": self._follower.readable()}
+            if (trial := self._engines.trial) is not None:
+                document["challenger"] = trial.challenger.bundle.manifest_sha256
+                document["experiment"] = {"id": trial.experiment.id, "stage": trial.experiment.now.name}
             if refused is not None:
                 document["refused"] = {"bundle": refused.manifest_sha256, "reason": refused.reason}
         return document
@@ -156,8 +169,12 @@ class Service:
 
         Raises Problem (413 or 422).
         """
-        engine = self.engine()
-        prepared = engine.prepare(received)
+        engine, trial = self.engine(), self._engines.trial
+        if trial is None:
+            prepared = engine.prepare(received)
+        else:
+            engine, arm, exposure = trial.choose(received)
+            prepared = replace(engine.prepare(received), arm=arm, exposure=exposure)
         deadline = engine.deadline(received, started)
         parse_ms = deadline.elapsed_ms()
         answer = await self._in_time(engine, prepared, deadline)
@@ -170,6 +187,8 @@ class Service:
         if answer.cached_items is not None:
             self.metrics.items(answer.cached_items, len(prepared.request.candidate_ids))
         self.metrics.answer(response.source, response.degraded, response.timings_ms)
+        if trial is not None:
+            self._on_trial(trial, prepared, response)
         propensity = None
         if self._exploration and self._explorable(engine, prepared, response):
             ids = prepared.request.candidate_ids
@@ -177,10 +196,18 @@ class Service:
         self._served.append(prepared, response, propensity)
         return response
 
+    def _on_trial(self, trial: Trial, prepared: Prepared, response: RerankResponse) -> None:
+        """Count the arm; in shadow, let the challenger answer a share of the champion's requests, too."""
+        self.metrics.arm(prepared.arm)
+        experiment = trial.experiment
+        if trial.in_shadow and prepared.exposure and self._chance.random() < experiment.shadow.share:
+            ours = response.source in OURS
+            self._shadow.offer(trial.challenger, experiment.id, prepared, response.ids(), ours)
+
     @staticmethod
     def _explorable(engine: Engine, prepared: Prepared, response: RerankResponse) -> bool:
         """The generator's own lists, where no rule could be broken and nobody asked for reasons."""
-        ours = response.source in ("generator", "cache")
+        ours = response.source in OURS
         return ours and not prepared.received.explain and not restricted(prepared, engine.bundle)
 
     async def feedback(self, received: FeedbackRequest) -> FeedbackAccepted:
@@ -203,7 +230,8 @@ class Service:
             self._loading.cancel()
         self._lag.close()
         if self._follower is not None:
-            self._follower.close()
+            await asyncio.to_thread(self._follower.close)
+        await asyncio.to_thread(self._shadow.close)
         self._workers.close()
         self._writers.close()
         await asyncio.to_thread(self._served.close)
@@ -218,7 +246,7 @@ class Service:
             log.exception("bundle cannot serve")
             return
         self._engines.serve(engine)
-        self.metrics.serving(engine.bundle.manifest_sha256, 0)
+        self.metrics.serving((engine.bundle.manifest_sha256,), 0)
         self.metrics.ready(True)
         log.info("ready", bundle=engine.bundle.manifest_sha256)
         if self._follower is not None:

@@ -14,18 +14,26 @@ from degre_prod.config import RedisConfig, ServingConfig, Settings
 from serving.app import create_app
 from serving.deploy import wait_until_ready
 from serving.engine import Engine
+from serving.rollout import Load
 
 HttpServer = Callable[..., AbstractContextManager[str]]
 
 
 @contextmanager
 def served(
-    engine: Engine | Callable[[], Engine], redis_url: str, ready: bool = True, **serving: object
+    engine: Engine | Callable[[], Engine],
+    redis_url: str,
+    ready: bool = True,
+    load: Load | None = None,
+    **serving: object,
 ) -> Iterator[str]:
-    """Yields the base URL, once ready unless `ready` is False; `serving` are settings of that section."""
+    """Yields the base URL, once ready unless `ready` is False; with `load` it follows the plan in Redis.
+
+    `serving` are settings of that section.
+    """
     factory = engine if callable(engine) else lambda: engine
     settings = Settings(redis=RedisConfig(url=SecretStr(redis_url)), serving=ServingConfig.model_validate(serving))
-    config = uvicorn.Config(create_app(factory, settings), host="127.0.0.1", port=0, log_level="warning")
+    config = uvicorn.Config(create_app(factory, settings, load), host="127.0.0.1", port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -10,6 +10,7 @@ import redis
 from serving_fakes import fake_engine
 from serving_server import poll
 
+from degre_prod.constraints.spec import Constraints
 from orchestration.redis_server import running_redis
 from serving.event_log import ServedLog, stream_key
 from serving.metrics import Metrics
@@ -78,3 +79,34 @@ def test_an_outage_shorter_than_the_buffer_loses_nothing(clean_redis: str) -> No
         poll(lambda: fate(metrics, "written") == 21)
     assert set(logged(clean_redis)) == {"before", *(f"r{i}" for i in range(20))}
     assert fate(metrics, "dropped") == 0
+
+
+def test_what_nobody_will_write_counts_as_dropped(clean_redis: str) -> None:
+    engine = fake_engine()
+    prepared = engine.prepare(RerankRequest(request_id="odd", user_id=1, candidates=[Candidate(id=1)]))
+    with served_log(clean_redis) as (log, metrics):
+        log.append(prepared, engine.answer(prepared).response, [object()])  # type: ignore[list-item]
+        append(log, "even")
+    assert logged(clean_redis) == ["even"]
+    append(log, "after the end")
+    assert (fate(metrics, "written"), fate(metrics, "dropped")) == (1, 2)
+
+
+def test_the_record_holds_the_requests_own_constraints(clean_redis: str) -> None:
+    engine = fake_engine()
+    asked = {
+        "constraints": {"exclude": [2], "pinned": {"0": 3}},
+        "user_id": 1,
+        "candidates": [{"id": i} for i in (1, 2, 3)],
+    }
+    with served_log(clean_redis) as (log, _):
+        for name, body in (("ruled", asked), ("free", {**asked, "constraints": None})):
+            prepared = engine.prepare(RerankRequest(request_id=name, **body))
+            log.append(prepared, engine.answer(prepared).response)
+    with redis.Redis.from_url(clean_redis) as client:
+        entries = [json.loads(f[b"record"]) for s in range(4) for _, f in client.xrange(f"degre:served:{s}")]
+        added = sum(int(client.get(f"degre:added:served:{s}") or 0) for s in range(4))
+    found = {e["request_id"]: e["constraints"] for e in entries}
+    assert found["free"] is None
+    assert Constraints.model_validate_json(found["ruled"]) == Constraints(exclude=(2,), pinned={0: 3})
+    assert added == 2

@@ -11,9 +11,11 @@ from serving_fakes import FakeBundle, fake_engine
 from degre_prod.errors import BundleError, MismatchError
 from serving.bundles import fetch_local
 from serving.engine import Engine
+from serving.engines import Engines
 from serving.metrics import Metrics
-from serving.plan import PLAN_KEY, LastGoodPlan, PlanArm, PlanError, RolloutPlan, parse_plan, publish_plan, read_plan
-from serving.rollout import Engines, PlanFollower, first_engine
+from serving.plan import LastGoodPlan, PlanArm, PlanError, RolloutPlan, parse_plan
+from serving.plan_store import PLAN_KEY, publish_plan, read_plan
+from serving.rollout import PlanFollower, first_engine
 
 A, B, C, BAD = "a" * 64, "b" * 64, "c" * 64, "d" * 64
 
@@ -50,7 +52,7 @@ def test_a_plan_replaces_only_the_version_it_was_made_for(clean_redis: str) -> N
         '{"version": 1, "arms": []}',
         '{"version": 0, "arms": [{"bundle_uri": "/b", "manifest_sha256": "' + A + '"}]}',
         '{"version": 1, "arms": [{"bundle_uri": "/b", "manifest_sha256": "short"}]}',
-        '{"version": 1, "format_version": 2, "arms": [{"bundle_uri": "/b", "manifest_sha256": "' + A + '"}]}',
+        '{"version": 1, "format_version": 3, "arms": [{"bundle_uri": "/b", "manifest_sha256": "' + A + '"}]}',
     ],
 )
 def test_what_is_no_plan_says_so(text: str) -> None:
@@ -113,7 +115,9 @@ def test_following_swaps_goes_back_and_refuses(clean_redis: str, tmp_path: Path)
         assert "was changed" in follower.refused.reason
         follower.step()  # not tried again at once
         assert metrics.value("degre_swaps_total", fate="refused") == 1
-        assert kept.read() == follower.plan == RolloutPlan(version=2, arms=(arm(A),))
+        assert kept.read() == follower.plan
+        assert follower.plan is not None
+        assert (follower.plan.version, follower.plan.arms) == (2, (arm(A),))
         assert follow(C, 4) == C
         assert follower.refused is None
         client.delete(PLAN_KEY)
