@@ -2,6 +2,7 @@
 
 A file carries, in its metadata, the positions in both streams up to which everything is on disk, so that rows and position
 appear in one rename. Files of a shard are numbered without gaps; the last one is the state. `day` is the UTC day of arrival.
+What could not be used lies in `rejected/shard-S-NNNNNNNN.jsonl`, written before the file of that number, with the reason.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,21 +20,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from degre_prod.artefact import written_aside
 from degre_prod.errors import DataError, MismatchError
-from degre_prod.records import impression_columns
-from degre_prod.schema import DataSchema
-from orchestration.collect.join import Counts, Joined
-from orchestration.collect.streams import ORIGIN, StreamId
+from orchestration.collect.join import Counts
+from orchestration.collect.streams import ORIGIN, Entry, StreamId, id_text
 
 COMMIT = b"degre.commit"
-ROWS_A_FILE = 50_000
+REJECTED = "rejected"
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
     """What one file settles. `beyond`: feedback entries later than `feedback_to` that are settled all the same.
 
-    `entries`: served entries taken from the stream so far, repeats included; `counts`: of this file alone.
+    `entries`, `feedback_entries`: taken from the streams so far, repeats included; `counts`: of this file alone; `totals`:
+    of every file so far, those past their retention as well.
     """
 
     shard: int
@@ -45,6 +46,7 @@ class Commit:
     feedback_entries: int
     window_s: float
     counts: Counts
+    totals: Counts
 
     def to_json(self) -> bytes:
         """Canonical JSON."""
@@ -61,13 +63,14 @@ def parse_commit(text: bytes) -> Commit:
             "feedback_to": tuple(raw["feedback_to"]),
             "beyond": frozenset(tuple(b) for b in raw["beyond"]),
             "counts": Counts(**raw["counts"]),
+            "totals": Counts(**raw["totals"]),
         }
     )
 
 
 def first_commit(shard: int, window_s: float) -> Commit:
     """Where a shard begins: nothing taken yet."""
-    return Commit(shard, 0, ORIGIN, ORIGIN, frozenset(), 0, 0, window_s, Counts())
+    return Commit(shard, 0, ORIGIN, ORIGIN, frozenset(), 0, 0, window_s, Counts(), Counts())
 
 
 def shard_files(folder: Path, shard: int) -> list[Path]:
@@ -89,7 +92,10 @@ def collected_files(folder: Path) -> list[Path]:
 
 def read_commit(file: Path) -> Commit:
     """The commit a file carries; raises DataError when it is not one of ours."""
-    metadata = pq.read_metadata(file).metadata or {}
+    try:
+        metadata = pq.read_metadata(file).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"not a whole parquet file: {error}", file=str(file)) from None
     if COMMIT not in metadata:
         raise DataError("not a collected file: it carries no commit", file=str(file))
     return parse_commit(metadata[COMMIT])
@@ -101,24 +107,16 @@ def last_commit(folder: Path, shard: int, window_s: float) -> Commit:
     return read_commit(files[-1]) if files else first_commit(shard, window_s)
 
 
-def collected_schema(schema: DataSchema) -> pa.Schema:
-    """The impression log's columns, and which event ids a row has used up."""
-    fields = [pa.field(c.name, c.type) for c in impression_columns(schema)]
-    return pa.schema([*fields, pa.field("event_ids", pa.list_(pa.string()))])
+def write_commit(
+    folder: Path, table: pa.Table, commit: Commit, day_ms: int, rejected: Sequence[tuple[str, Entry]]
+) -> Path:
+    """Write rows and position as one file, durably; raises MismatchError when this sequence number is there already.
 
-
-def write_commit(folder: Path, schema: DataSchema, rows: Sequence[Joined], commit: Commit, day_ms: int) -> Path:
-    """Write rows and position as one file, durably; raises MismatchError when this sequence number is there already."""
-    columns = collected_schema(schema)
-    records = [
-        {
-            **{name: r.row.get(name) for name in columns.names},
-            "created_timestamp": _moment(r.row["arrived_ms"]),
-            "event_ids": list(r.event_ids),
-        }
-        for r in rows
-    ]
-    table = pa.Table.from_pylist(records, schema=columns).replace_schema_metadata({COMMIT: commit.to_json()})
+    `rejected`: what could not be used, each with `served` or `feedback`; its file is written first.
+    """
+    if rejected:
+        _write_rejected(rejected_file(folder, commit.shard, commit.sequence), rejected)
+    table = table.replace_schema_metadata({COMMIT: commit.to_json()})
     day = folder / f"day={_moment(day_ms):%Y-%m-%d}"
     day.mkdir(parents=True, exist_ok=True)
     final = day / f"shard-{commit.shard}-{commit.sequence:08d}.parquet"
@@ -134,10 +132,31 @@ def write_commit(folder: Path, schema: DataSchema, rows: Sequence[Joined], commi
             os.link(aside, final)  # unlike a rename it never replaces
         except FileExistsError:
             raise MismatchError(f"{final} is there already: another collector writes to {folder}") from None
-        _sync(day)
+        sync(day)
+        sync(folder)  # the day may be new
     finally:
         aside.unlink(missing_ok=True)
     return final
+
+
+def rejected_file(folder: Path, shard: int, sequence: int) -> Path:
+    """Where the commit of this number put what it could not use, if anything."""
+    return folder / REJECTED / f"shard-{shard}-{sequence:08d}.jsonl"
+
+
+def _write_rejected(file: Path, rejected: Sequence[tuple[str, Entry]]) -> None:
+    """A killed attempt may have left a file of this name: it is replaced by one of what is rejected now."""
+    file.parent.mkdir(exist_ok=True)
+    lines = [{"kind": kind, "entry": id_text(e.id), "reason": e.problem, "text": e.text} for kind, e in rejected]
+    replace_durably(file, lambda aside: aside.write_text("".join(json.dumps(line) + "\n" for line in lines)))
+
+
+def replace_durably(file: Path, write: Callable[[Path], object]) -> None:
+    """`write` aside, then put it in the place of `file`; after a power failure it is the old one or the new one, whole."""
+    with written_aside(file) as aside:
+        write(aside)
+        sync(aside)
+    sync(file.parent)
 
 
 @contextmanager
@@ -149,7 +168,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise MismatchError(f"another process collects into {folder}; wait for it or stop it") from None
-        for half_written in folder.glob("day=*/.shard-*"):
+        for half_written in (*folder.glob("day=*/.shard-*"), *folder.glob(f"{REJECTED}/.shard-*")):
             half_written.unlink()
         yield
 
@@ -174,8 +193,9 @@ def _moment(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's entries, are on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -8,7 +8,10 @@ Rules
 - A list that no delivery within the window confirmed counts as unconfirmed: kept, never trained on.
 - An event_id counts once, however often it is delivered; the repeats are *duplicated*. A delivery without events is one
   unit, its repeats are duplicated.
-- An event that names an item which was not shown, or a list that nobody served, is *orphaned*.
+- An event that names an item which was not shown, an objective that schema.yaml lacks, or a list that nobody served, is
+  *orphaned*.
+- An entry that is no record, or a list that does not fit the columns of schema.yaml, is *rejected*: set aside with the
+  reason. Feedback of such a list is orphaned.
 """
 
 from __future__ import annotations
@@ -18,14 +21,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from orchestration.collect.streams import Entry
+from orchestration.collect.streams import Entry, moment
 
 EARLY_S = 60.0  # how far an application's clock may be behind ours
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Units of feedback by what became of them, and served entries. The four fates sum to the units received."""
+    """Units of feedback by what became of them, and served entries. The four fates sum to the units received; `rejected`
+    are entries of either kind that could not be used."""
 
     joined: int = 0
     late: int = 0
@@ -34,9 +38,13 @@ class Counts:
     served: int = 0
     served_duplicated: int = 0
     confirmed: int = 0
+    rejected: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in Counts.__dataclass_fields__})
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(**{name: getattr(self, name) - getattr(other, name) for name in Counts.__dataclass_fields__})
 
     @property
     def feedback(self) -> int:
@@ -70,7 +78,7 @@ class _Fates:
 def join(served: Entry, deliveries: Sequence[Entry], objectives: Sequence[str], window_s: float) -> Joined:
     """One row from a served list and every delivery for it, in the order of arrival."""
     record = served.record
-    began = datetime.fromisoformat(record["event_timestamp"])
+    began = moment(record["event_timestamp"])
     shown = list(record["shown_ids"])
     fates = _Fates()
     in_time: list[dict[str, Any]] = []
@@ -95,7 +103,7 @@ def join(served: Entry, deliveries: Sequence[Entry], objectives: Sequence[str], 
                 fates.late += 1
     marks = {name: set[Any]() for name in objectives}
     for event in in_time:
-        if event["id"] in shown:
+        if event["id"] in shown and event["type"] in marks:
             marks[event["type"]].add(event["id"])
             fates.joined += 1
         else:
@@ -109,9 +117,7 @@ def join(served: Entry, deliveries: Sequence[Entry], objectives: Sequence[str], 
     row = {
         **{name: value for name, value in record.items() if name not in ("shown_ids", "degraded")},
         "event_timestamp": began,
-        "recent_events": [
-            {**e, "timestamp": datetime.fromisoformat(e["timestamp"])} for e in record.get("recent_events", ())
-        ],
+        "recent_events": [{**e, "timestamp": moment(e["timestamp"])} for e in record.get("recent_events", ())],
         "shown_ids": shown,
         "feedback": {name: [1.0 if item in marks[name] else 0.0 for item in shown] for name in objectives},
         "propensity": record.get("propensity") if as_served else None,
@@ -144,5 +150,5 @@ def _arrived(served: Entry, delivery: Entry, window_s: float) -> bool:
     return delivery.id[0] - served.id[0] <= window_s * 1000
 
 
-def _in_window(began: datetime, moment: str, window_s: float) -> bool:
-    return -EARLY_S <= (datetime.fromisoformat(moment) - began).total_seconds() <= window_s
+def _in_window(began: datetime, when: str, window_s: float) -> bool:
+    return -EARLY_S <= (moment(when) - began).total_seconds() <= window_s

@@ -32,24 +32,29 @@ def write_report(data: ReportData, path: Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The page as text; every value that came from data is escaped."""
+    return rendered(
+        Path(__file__).with_name(_TEMPLATE),
+        data=data,
+        sections=sections(data),
+        pictures=_pictures(data),
+        latency=latency_table(data),
+        settings=list(flat(data.settings)),
+    )
+
+
+def rendered(template: Path, **values: Any) -> str:
+    """A template with values, escaped; it can include `style.html.j2`, and has `version` and the filter `number`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    return environment.get_template(_TEMPLATE).render(
-        data=data,
-        sections=sections(data),
-        pictures=_pictures(data),
-        latency=latency_table(data),
-        settings=list(flat(data.settings)),
-        version=__version__,
-    )
+    return environment.get_template(template.name).render(version=__version__, **values)
 
 
 def sections(data: ReportData) -> list[tuple[str, str]]:
@@ -77,28 +82,29 @@ def _pictures(data: ReportData) -> dict[str, list[Picture]]:
     out: dict[str, list[Picture]] = {"run": [], "value": [], "learning": [], "calibration": [], "latency": []}
     if data.stage_seconds:
         total = sum(data.stage_seconds.values())
-        out["run"].append(_picture(plots.stage_times(data.stage_seconds), "Time by stage", f"{total:.0f} s in all."))
+        out["run"].append(picture(plots.stage_times(data.stage_seconds), "Time by stage", f"{total:.0f} s in all."))
     for table in data.value_tables():
         caption = "Whiskers are 95 % intervals." if any(m.low is not None for m in table.methods) else ""
-        out["value"].append(_picture(plots.values_by_method(table), table.title or table.unit, caption))
+        out["value"].append(picture(plots.values_by_method(table), table.title or table.unit, caption))
     for name, points in data.curves.items():
         if points:
-            out["learning"].append(_picture(plots.learning_curve(points), name, _last(points[-1])))
+            out["learning"].append(picture(plots.learning_curve(points), name, _last(points[-1])))
     for bins in data.calibration:
         caption = "On the dotted line, what is predicted is what happens; below, how many examples each bin holds."
-        out["calibration"].append(_picture(plots.reliability(bins), bins.label, caption))
+        out["calibration"].append(picture(plots.reliability(bins), bins.label, caption))
     times = data.latency_ms
     if times.http:
-        out["latency"].append(_picture(plots.latency_histogram(times.http), "Answers over HTTP", "How times spread."))
+        out["latency"].append(picture(plots.latency_histogram(times.http), "Answers over HTTP", "How times spread."))
         caption = "How many answers arrive within a time."
-        out["latency"].append(_picture(plots.latency_share(times.http), "Share answered within a time", caption))
+        out["latency"].append(picture(plots.latency_share(times.http), "Share answered within a time", caption))
     if any(times.stages.values()):
         caption = "Box: the middle half and the median. Whiskers: 1st to 99th percentile."
-        out["latency"].append(_picture(plots.stage_latency(times.stages), "Time by stage of an answer", caption))
+        out["latency"].append(picture(plots.stage_latency(times.stages), "Time by stage of an answer", caption))
     return out
 
 
-def _picture(svg: str, title: str, caption: str) -> Picture:
+def picture(svg: str, title: str, caption: str) -> Picture:
+    """A plot for the page."""
     return Picture("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), title, caption)
 
 

@@ -45,7 +45,8 @@ class _Drawing:
 
 
 @contextmanager
-def _drawing(height: float) -> Iterator[_Drawing]:
+def canvas(height: float) -> Iterator[_Drawing]:
+    """A figure of the report's width and style, `height` inches high."""
     with mpl.rc_context(_STYLE):
         drawing = _Drawing(height)
         yield drawing
@@ -57,18 +58,18 @@ def _drawing(height: float) -> Iterator[_Drawing]:
 def stage_times(seconds: Mapping[str, float]) -> str:
     """Horizontal bars of the run's stages, first stage on top."""
     names, values = list(seconds), list(seconds.values())
-    with _drawing(0.7 + 0.34 * len(names)) as drawing:
+    with canvas(0.7 + 0.34 * len(names)) as drawing:
         axes = drawing.figure.subplots()
         bars = axes.barh(names, values, color=BLUE, height=0.65)
         axes.bar_label(bars, [_seconds(v) for v in values], padding=4)
-        _rows(axes, max(values) * 1.18)
+        rows_from_top(axes, max(values) * 1.18)
         axes.set_xlabel("seconds")
     return drawing.svg
 
 
 def learning_curve(points: Sequence[CurvePoint]) -> str:
     """Training and validation loss by step."""
-    with _drawing(3.1) as drawing:
+    with canvas(3.1) as drawing:
         axes = drawing.figure.subplots()
         mark = "o" if len(points) <= 40 else ""
         axes.plot(
@@ -87,7 +88,7 @@ def learning_curve(points: Sequence[CurvePoint]) -> str:
 
 def reliability(bins: Reliability) -> str:
     """Observed against predicted with the diagonal, and below it how many examples each bin holds."""
-    with _drawing(4.5) as drawing:
+    with canvas(4.5) as drawing:
         above, below = drawing.figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
         top = max([*bins.predicted, *bins.observed, 1e-9]) * 1.08
         above.plot([0, top], [0, top], color=GREY, lw=1, ls=":", label="perfect")
@@ -105,7 +106,7 @@ def values_by_method(table: ValueTable) -> str:
     """Horizontal bars with 95 % intervals, the first method on top; the reference at 1 where values are shares."""
     methods = table.methods
     label = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # readable over the reference line
-    with _drawing(0.9 + 0.4 * len(methods)) as drawing:
+    with canvas(0.9 + 0.4 * len(methods)) as drawing:
         axes = drawing.figure.subplots()
         colours = [BLUE if m.highlight else PALE for m in methods]
         axes.barh(range(len(methods)), [m.mean for m in methods], color=colours, height=0.62)
@@ -128,7 +129,7 @@ def values_by_method(table: ValueTable) -> str:
                 ha="center",
                 color=ORANGE,
             )
-        _rows(axes, limit)
+        rows_from_top(axes, limit)
         axes.set_xlabel(table.unit)
     return drawing.svg
 
@@ -136,7 +137,7 @@ def values_by_method(table: ValueTable) -> str:
 def latency_histogram(times_ms: Sequence[float]) -> str:
     """How the answers' times are spread; the slowest 0.5 % are counted in the label instead of drawn."""
     times, (p50, p99, cut) = np.asarray(times_ms), np.percentile(times_ms, [50, 99, 99.5])
-    with _drawing(3.1) as drawing:
+    with canvas(3.1) as drawing:
         axes = drawing.figure.subplots()
         axes.hist(times[times <= cut], bins=40, color=PALE)
         _marks(axes, p50, p99)
@@ -149,7 +150,7 @@ def latency_share(times_ms: Sequence[float]) -> str:
     """The share of answers within a time (empirical distribution), time on a logarithmic axis."""
     p50, p99 = np.percentile(times_ms, [50, 99])
     shares = np.unique(np.concatenate([np.linspace(0, 1, 201), np.linspace(0.98, 1, 41)]))
-    with _drawing(3.1) as drawing:
+    with canvas(3.1) as drawing:
         axes = drawing.figure.subplots()
         axes.plot(np.quantile(times_ms, shares), shares * 100, color="#1a202c", lw=1.6)
         _marks(axes, p50, p99)
@@ -161,7 +162,7 @@ def latency_share(times_ms: Sequence[float]) -> str:
 def stage_latency(stages: Mapping[str, Sequence[float]]) -> str:
     """A box a stage: median, middle half, whiskers from the 1st to the 99th percentile."""
     names = [name for name, times in stages.items() if len(times)]
-    with _drawing(0.9 + 0.42 * len(names)) as drawing:
+    with canvas(0.9 + 0.42 * len(names)) as drawing:
         axes = drawing.figure.subplots()
         axes.boxplot(
             [np.maximum(stages[name], 1e-3) for name in names],  # a logarithmic axis has no zero
@@ -183,7 +184,7 @@ def stage_latency(stages: Mapping[str, Sequence[float]]) -> str:
     return drawing.svg
 
 
-def _rows(axes: Axes, limit: float) -> None:
+def rows_from_top(axes: Axes, limit: float) -> None:
     """Rows from the top, room for the labels at the right."""
     axes.set_xlim(0, limit or 1.0)
     axes.invert_yaxis()
