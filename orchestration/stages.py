@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from degre_prod.artefact import digest, finished, made_from, publish, workplace
+from degre_prod.artefact import digest, file_digest, finished, made_from, publish, workplace
 from degre_prod.errors import MismatchError
 from degre_prod.schema import load_schema
 from orchestration.run import Run
@@ -36,13 +36,18 @@ def encode(run: Run) -> None:
     publish(run.encoded, key)
 
 
-def train_evaluator(run: Run) -> None:
-    """Lookahead Evaluator, value to go and the pointwise baseline, on the worker group."""
+def train_evaluator(run: Run, warm_start: Path | None = None) -> None:
+    """Lookahead Evaluator, value to go and the pointwise baseline, on the worker group; from nothing, or from the weights
+    of the evaluator in the folder `warm_start`."""
     from degre_prod.training.evaluator import train_evaluator as task
 
     settings = run.settings.evaluator.model_dump()
-    key = digest("evaluator", _FORMAT, made_from(run.encoded), settings)
-    _on_group(run, task, run.evaluator, key, "evaluator", {"encoded": str(run.encoded), "evaluator": settings})
+    config: dict[str, Any] = {"encoded": str(run.encoded), "evaluator": settings}
+    known = [made_from(run.encoded), settings]
+    if warm_start is not None:
+        config["warm_start"] = str(warm_start)
+        known.append(file_digest(warm_start / "evaluator.safetensors"))
+    _on_group(run, task, run.evaluator, digest("evaluator", _FORMAT, *known), "evaluator", config)
 
 
 def mine(run: Run) -> None:
@@ -63,8 +68,9 @@ def mine(run: Run) -> None:
         )
 
 
-def train_generator(run: Run) -> None:
-    """Online Generator from the mined lists' dense targets, on the worker group."""
+def train_generator(run: Run, warm_start: Path | None = None) -> None:
+    """Online Generator from the mined lists' dense targets, on the worker group; from nothing, or from the weights of the
+    generator in the folder (of a generator or a bundle) `warm_start`."""
     from degre_prod.training.generator import train_generator as task
 
     mined_key = digest(
@@ -75,14 +81,18 @@ def train_generator(run: Run) -> None:
             f"{run.mined} was not mined by the evaluator in {run.evaluator} with these settings; run `degre mine {run.folder}`"
         )
     settings = run.settings.generator.model_dump()
-    key = digest("generator", _FORMAT, mined_key, settings)
-    config = {"encoded": str(run.encoded), "mined": str(run.mined), "generator": settings}
+    known: list[Any] = [mined_key, settings]
+    config: dict[str, Any] = {"encoded": str(run.encoded), "mined": str(run.mined), "generator": settings}
     config |= {"evaluator": str(run.evaluator), "mining": run.settings.mining.model_dump()}  # for on-policy rounds
-    _on_group(run, task, run.generator, key, "generator", config)
+    if warm_start is not None:
+        config["warm_start"] = str(warm_start)
+        known.append(file_digest(warm_start / "generator.safetensors"))
+    _on_group(run, task, run.generator, digest("generator", _FORMAT, *known), "generator", config)
 
 
-def build_bundle(run: Run) -> None:
-    """Export, record warm-up answers, verify."""
+def build_bundle(run: Run, *, parent: str | None = None, boundaries: tuple[int, int] | None = None) -> None:
+    """Export, record warm-up answers, verify. `parent`: manifest sha256 of the bundle this one is to replace;
+    `boundaries`: of the splits, where they aren't the schema's."""
     from datetime import UTC, datetime
     from itertools import islice
 
@@ -94,12 +104,12 @@ def build_bundle(run: Run) -> None:
     from degre_prod.training.export import Lineage, write_bundle
     from degre_prod.training.modules import load_generator
 
-    key = digest("bundle", _FORMAT, made_from(run.generator))
+    key = digest("bundle", _FORMAT, made_from(run.generator), *([parent] if parent else []))
     if run.bundle.is_dir() and read_manifest(run.bundle).made_from == key:
         return
     encoder = load_encoder(run.encoded / "encoder.json")
     times = load_encoded(run.encoded / "train").arrays["timestamp"]
-    rows = islice(split_rows(run.training_set, encoder.schema, "validation"), WARMUP_REQUESTS)
+    rows = islice(split_rows(run.training_set, encoder.schema, "validation", boundaries), WARMUP_REQUESTS)
     curves = _curves(run.generator)["generator"]
     write_bundle(
         run.bundle,
@@ -114,6 +124,7 @@ def build_bundle(run: Run) -> None:
             mined_made_from=made_from(run.mined),
             training_window=(_moment(times.min()), _moment(times.max())),
             metrics={"generator_validation_loss": min(r["validation"] for r in curves)},
+            parent=parent,
         ),
         trust_region=read_record(run.mined).trust_region,
     )
