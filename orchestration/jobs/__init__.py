@@ -1,0 +1,1 @@
+"""Commands of ours as jobs on a Ray cluster, over Ray's Job Submission API."""
