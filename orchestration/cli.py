@@ -7,7 +7,22 @@ import sys
 import typer
 
 from degre_prod.errors import DegreError
-from orchestration.commands import bench, data, features, loop, pipeline, serve
+from orchestration.commands import (
+    bench,
+    bench_kills,
+    bench_loop,
+    bench_rollout,
+    bench_rollout_drill,
+    data,
+    features,
+    loop,
+    pipeline,
+    replay,
+    retrain,
+    rollout,
+    serve,
+    submit,
+)
 
 INTERRUPTED = 130
 
@@ -28,6 +43,16 @@ app.command("serve")(serve.serve)
 app.command("rerank")(serve.rerank)
 app.command("collect")(loop.collect)
 app.command("forget")(loop.forget)
+app.command("retrain")(retrain.retrain)
+app.command("replay")(replay.replay)
+# what follows the job's name is the job's own
+app.command("submit", context_settings={"allow_interspersed_args": False})(submit.submit)
+bench.app.command("loop")(bench_loop.loop)
+bench.app.command("loop-kills")(bench_kills.loop_kills)
+bench.app.command("off-policy")(bench_loop.off_policy)
+bench.app.command("rollout-stats")(bench_rollout.rollout_stats)
+bench.app.command("rollout")(bench_rollout_drill.rollout)
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(bench.app, name="bench")
 
 

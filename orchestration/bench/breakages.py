@@ -17,7 +17,8 @@ from orchestration.bench.bed import Bed, replica_pids, until
 from orchestration.bench.delay import Delay
 from orchestration.bench.swaps import renamed
 from orchestration.redis_server import redis_binary
-from serving.plan import PlanArm, publish_plan, read_plan
+from serving.plan import PlanArm
+from serving.plan_store import publish_plan, read_plan
 
 _CHILD = '"$@" & server=$!; cat > /dev/null; kill -TERM $server; wait $server'  # ends with the pipe on standard input
 

@@ -19,7 +19,8 @@ from orchestration.bench.bed import Bed, bed, readyz, replica_urls, service, unt
 from orchestration.bench.load import Load, percentile
 from orchestration.bench.report import machine
 from serving.heap import settle_heap
-from serving.plan import PlanArm, publish_plan
+from serving.plan import PlanArm
+from serving.plan_store import publish_plan
 
 
 def bench_swaps(swaps: int, rate: float, *, replicas: int = 1) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def collect(
     typer.echo(
         f"{dataset / FOLDER}: {counts.served:,} lists ({counts.confirmed:,} confirmed) in {accounts.files} files; feedback: "
         f"{counts.joined:,} joined, {counts.late:,} late, {counts.orphaned:,} orphaned, {counts.duplicated:,} duplicated; "
+        f"{counts.rejected:,} entries rejected; "
         f"waiting: {accounts.waiting_served:,} lists, {accounts.waiting_feedback:,} deliveries",
         err=True,
     )
@@ -81,6 +82,7 @@ def forget(
     Example: degre forget runs/shop/data --user 4711 --redis redis://127.0.0.1:6379
     """
     import json
+    import re
     from dataclasses import asdict
     from datetime import UTC, datetime
 
@@ -94,7 +96,7 @@ def forget(
     from orchestration.collect.forget import forget as erase
 
     integers = load_schema(dataset).id_type == "int64"
-    if integers and not user.lstrip("-").isdigit():
+    if integers and not re.fullmatch(r"-?[0-9]{1,18}", user):
         raise DataError(f"user ids of this data set are integers, not {user!r}")
     try:
         with Client.from_url(redis_url(redis, load_settings(config))) as client:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import sent_by_value
 from safetensors.numpy import load_file
 
 from degre_prod.artefact import made_from
@@ -64,19 +63,6 @@ def dies_once(config: dict[str, Any]) -> None:
 train_generator = generator.train_generator
 
 
-@contextmanager
-def sent_by_value() -> Iterator[None]:
-    """Ray's workers cannot import a test module."""
-    from ray import cloudpickle
-
-    here = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(here)
-    try:
-        yield
-    finally:
-        cloudpickle.unregister_pickle_by_value(here)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "data"
@@ -116,7 +102,7 @@ def test_two_ray_workers_take_the_same_path_and_survive_a_crash(
         monkeypatch.setattr(
             group, "run_group", lambda task, config, **rest: launch(task, config | {"marker": str(marker)}, **rest)
         )
-        with sent_by_value():
+        with sent_by_value(__name__):
             stages.train_generator(run)
         assert marker.exists()
         stages.build_bundle(run)

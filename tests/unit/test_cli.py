@@ -175,6 +175,7 @@ def test_the_tree_of_exceptions() -> None:
         "ConstraintError": "DegreError",
         "TrainingError": "DegreError",
         "ServiceError": "DegreError",
+        "JobError": "DegreError",
     }
 
 
