@@ -51,16 +51,19 @@ def ray_nodes(*cpus: int) -> Iterator[Nodes]:
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }
     nodes = Nodes(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, [])
-    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}"]
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         log = stack.enter_context((folder / "start.log").open("wb"))
         stack.callback(_stop, nodes.processes)
         for i, count in enumerate(cpus):
             place = [f"--address={nodes.address}"] if i else head
-            small = [f"--num-cpus={count}", "--object-store-memory=80000000", "--node-ip-address=127.0.0.1"]
+            small = [f"--num-cpus={count}", "--object-store-memory=80000000", f"--node-ip-address=127.0.0.{i + 1}"]
+            # Of its own are the folder, for nodes that share it remove each other's working directories, and the address, by which
+            # a driver knows its node.
+            own = f"--temp-dir={folder / str(i)}"
             ports = [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
-            command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *place, *small, *ports]
+            command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *place, *small, *ports, own]
             nodes.processes.append(
                 subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
             )
