@@ -1,11 +1,13 @@
-"""A Ray cluster of several nodes on this machine, with its job server, started as an operator starts one."""
+"""A Ray cluster of several nodes on this machine, with its job server, started as an operator starts one.
+
+No node of it can be killed in earnest: on one address, a driver may belong to any of them. deploy/docker/cluster-drill.sh does that.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,12 +34,6 @@ class Nodes:
     environment: dict[str, str]
     processes: list[subprocess.Popen[bytes]]
 
-    def kill_one(self) -> None:
-        """SIGKILL for the node added last: `ray start`, its raylet and its agents; its workers follow them at once."""
-        process = self.processes.pop()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
 
 @contextmanager
 def ray_nodes(*cpus: int) -> Iterator[Nodes]:
@@ -58,10 +54,8 @@ def ray_nodes(*cpus: int) -> Iterator[Nodes]:
         stack.callback(_stop, nodes.processes)
         for i, count in enumerate(cpus):
             place = [f"--address={nodes.address}"] if i else head
-            small = [f"--num-cpus={count}", "--object-store-memory=80000000", f"--node-ip-address=127.0.0.{i + 1}"]
-            # Of its own are the folder, for nodes that share it remove each other's working directories, and the address, by which
-            # a driver knows its node.
-            own = f"--temp-dir={folder / str(i)}"
+            small = [f"--num-cpus={count}", "--object-store-memory=80000000", "--node-ip-address=127.0.0.1"]
+            own = f"--temp-dir={folder / str(i)}"  # nodes that share it remove each other's working directories
             ports = [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
             command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *place, *small, *ports, own]
             nodes.processes.append(

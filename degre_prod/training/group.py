@@ -95,12 +95,33 @@ def _clear(folder: Path) -> None:
 
 
 def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: ScalingConfig) -> None:
+    storage = folder / "ray_train"  # Ray's own bookkeeping of one launch; the task's state is in `folder` itself
+    left = scaling.max_failures
+    try:
+        while True:
+            try:
+                _trainer(task, config, storage, scaling).fit()
+                return
+            except Exception as error:  # Ray wraps whatever a worker raised in types that differ between versions
+                if left and _lost_node(error):
+                    left -= 1
+                    continue
+                write_text(folder / FAILURE, f"{error}\n")
+                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                raise TrainingError(
+                    f"{task.__module__}.{task.__name__} failed on {scaling.num_workers} workers: {reason} "
+                    f"(more in {folder / FAILURE})"
+                ) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _trainer(task: Task, config: dict[str, Any], storage: Path, scaling: ScalingConfig) -> Any:
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScaling
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    storage = folder / "ray_train"  # Ray's own bookkeeping of one launch; the task's state is in `folder` itself
-    trainer = TorchTrainer(
+    return TorchTrainer(
         task,
         train_loop_config=config,
         torch_config=TorchConfig(backend="gloo"),
@@ -115,17 +136,14 @@ def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: Scali
             failure_config=FailureConfig(max_failures=scaling.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray wraps whatever a worker raised in types that differ between versions
-        write_text(folder / FAILURE, f"{error}\n")
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise TrainingError(
-            f"{task.__module__}.{task.__name__} failed on {scaling.num_workers} workers: {reason} "
-            f"(more in {folder / FAILURE})"
-        ) from error
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _lost_node(error: Exception) -> bool:
+    """Whether Ray Train itself lost an actor, as when a node dies while workers start: it starts anew after a worker's
+    failure only."""
+    from ray.exceptions import RayError
+
+    return isinstance(getattr(error, "controller_failure", None), RayError)
 
 
 @contextmanager

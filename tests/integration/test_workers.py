@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import crafted
 import pytest
@@ -14,6 +14,7 @@ from crafted import N
 from helpers import sent_by_value
 
 from degre_prod.config import EvaluatorConfig, ScalingConfig
+from degre_prod.errors import TrainingError
 from degre_prod.training.group import current_worker, run_group
 from degre_prod.training.loop import EpochRecord
 
@@ -80,3 +81,50 @@ def test_two_workers_have_the_learning_curves_of_one(world: Path, tmp_path: Path
         assert len({record.train for record in records}) == len(records)  # a curve that moves
         for our, their in zip(ours[name], records, strict=True):
             assert (our.train, our.validation) == pytest.approx((their.train, their.validation), rel=TOLERANCE), name
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("lost", "launches"), [(0, 1), (2, 3), (3, 3)])
+def test_a_launch_that_loses_a_node_is_launched_again(
+    lost: int, launches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import ActorUnavailableError
+    from ray.train import ControllerError
+    from ray.train.torch import TorchTrainer
+
+    launched: list[str] = []
+
+    def fit(trainer: TorchTrainer) -> None:
+        launched.append(trainer.run_config.name)
+        if len(launched) <= lost:
+            raise ControllerError(ActorUnavailableError("Socket closed", b"1" * 16))
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    scaling = ScalingConfig(num_workers=2, max_failures=2)
+    if lost > scaling.max_failures:
+        with pytest.raises(TrainingError, match="Socket closed"):
+            run_group(train, {}, folder=tmp_path / "work", scaling=scaling, label="lost")
+    else:
+        run_group(train, {}, folder=tmp_path / "work", scaling=scaling, label="lost")
+    assert len(set(launched)) == len(launched) == launches
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("placement", ["spread", "pack"])
+def test_workers_are_placed_as_configured_and_other_failures_are_not_launched_again(
+    placement: Literal["spread", "pack"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import ControllerError
+    from ray.train.torch import TorchTrainer
+
+    strategies: list[str] = []
+
+    def fit(trainer: TorchTrainer) -> None:
+        strategies.append(str(trainer.scaling_config.placement_strategy))
+        raise ControllerError(ValueError("a reason"))
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    scaling = ScalingConfig(num_workers=2, placement=placement)
+    with pytest.raises(TrainingError, match="a reason"):
+        run_group(train, {}, folder=tmp_path / "work", scaling=scaling, label="placed")
+    assert strategies == [placement.upper()]

@@ -197,7 +197,7 @@ def test_dataset_holds_the_contract_and_hides_the_truth(dataset: Path) -> None:
     first_test = log["event_timestamp"][350].as_py()
     assert schema.test_start == first_test
     contract = impression_schema(schema)
-    unused = {"seen", "propensity", "bundle", "arm", "source", "confirmed", "created_timestamp"}
+    unused = {"constraints", "seen", "propensity", "bundle", "arm", "source", "confirmed", "created_timestamp"}
     assert log.schema.equals(pa.schema([field for field in contract if field.name not in unused]))
     for row in log.to_pylist():
         impression_model(schema).model_validate(row)
