@@ -63,8 +63,8 @@ chmod 644 "$scratch/degre.yaml"
 
 say "two nodes"
 compose up -d
-await 180 healthy head
-await 180 healthy worker
+await 240 healthy head
+await 240 healthy worker
 in_head sh -c 'degre data simulate mixed whole/data --size small --train 3000 --validation 500 --test 500 && mkdir killed && cp -r whole/data killed/data' >&2
 
 say "undisturbed"
