@@ -119,5 +119,6 @@ class FakeFeatures:
 def fake_engine(
     features: FakeFeatures | None = None, bundle: FakeBundle | None = None, cache: Any = None, **serving: Any
 ) -> Engine:
-    settings = ServingConfig(**serving)
+    # A busy machine must not turn an answer into a fallback where the deadline is not what is tested.
+    settings = ServingConfig(**{"deadline_ms": 5000.0} | serving)
     return Engine(bundle or FakeBundle(), features or FakeFeatures(), cache, settings, fixed_clock(NOW_US))

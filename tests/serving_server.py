@@ -32,7 +32,10 @@ def served(
     `serving` are settings of that section.
     """
     factory = engine if callable(engine) else lambda: engine
-    settings = Settings(redis=RedisConfig(url=SecretStr(redis_url)), serving=ServingConfig.model_validate(serving))
+    settings = Settings(
+        redis=RedisConfig(url=SecretStr(redis_url)),
+        serving=ServingConfig.model_validate({"deadline_ms": 5000.0} | serving),
+    )
     config = uvicorn.Config(create_app(factory, settings, load), host="127.0.0.1", port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
