@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint docs bench image sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,8 +33,19 @@ lint: $(STAMP)  ## ruff, mypy, import direction
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+docs: $(STAMP)  ## the manual into build/docs, generated pages first
+	@echo "docs: configuration, command line and HTTP reference from the code, then build/docs/index.html"
+	@$(BIN)/python -m orchestration.manual docs > /dev/null
+	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
 bench: $(STAMP)  ## decode, features, serving, swaps and faults (about 15 minutes); soak and quality by `degre bench`
 	@for name in decode features serving swaps faults; do echo "bench: $$name"; $(BIN)/degre bench $$name --json || exit 1; done
+
+image:  ## build the image; prints its size, layers, user, start-up time and what its history holds
+	@deploy/docker/image.sh
+
+sbom: $(STAMP)  ## bill of materials and licences of the dependencies, in build/
+	@$(BIN)/python deploy/docker/sbom.py build
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

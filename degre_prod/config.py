@@ -39,7 +39,7 @@ class ScalingConfig(_Section):
     """One worker group for the evaluator, mining and the generator; only these numbers change on a cluster."""
 
     num_workers: int = Field(2, ge=0, description="Ray Train workers; 0 runs in this process without Ray")
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(1.0, gt=0, description="what Ray reserves for each")
     max_failures: int = Field(2, ge=0, description="worker crashes survived in one run")
     placement: Literal["spread", "pack"] = Field(
         "spread", description="workers over as many nodes as there are, or on as few as hold them"
@@ -49,15 +49,19 @@ class ScalingConfig(_Section):
 class RayConfig(_Section):
     """Where Ray runs. Without an address a private local cluster is started and stopped again."""
 
-    address: str | None = None
+    address: str | None = Field(
+        None, description="HEAD:6379 of a cluster to join; RAY_ADDRESS counts where it is absent"
+    )
     num_cpus: int = Field(4, ge=1, description="logical CPUs of the private cluster")
-    object_store_mb: int = Field(256, ge=80)
+    object_store_mb: int = Field(256, ge=80, description="of the private cluster")
 
 
 class EvaluatorConfig(_Section):
     """Lookahead Evaluator."""
 
-    head: Literal["count_markov", "continuation", "step"] = "count_markov"
+    head: Literal["count_markov", "continuation", "step"] = Field(
+        "count_markov", description="how the count after each slot is predicted: docs/concepts.md"
+    )
     prefix_state: Literal["auto", "additive", "products", "attention"] = Field(
         "auto", description="auto trains each and keeps the one with the lowest validation loss"
     )
@@ -66,12 +70,12 @@ class EvaluatorConfig(_Section):
     layers: int = Field(2, ge=1, description="Transformer layers over slots (attention only)")
     epochs: int = Field(14, ge=1, description="of the forms additive and products")
     attention_epochs: int = Field(8, ge=1, description="of the attention form")
-    batch_size: int = Field(512, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(0.3, ge=0)
+    batch_size: int = Field(512, ge=1, description="samples of one optimiser step")
+    learning_rate: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
+    weight_decay: float = Field(0.3, ge=0, description="of AdamW")
     min_steps: int = Field(800, ge=1, description="optimiser steps of `epochs` at least: a small log gets more epochs")
     togo_steps: int = Field(400, ge=1, description="optimiser steps of the value-to-go network")
-    seed: int = 0
+    seed: int = Field(0, description="of weights and batches; the same one, the same result on one thread")
 
 
 class MiningConfig(_Section):
@@ -96,45 +100,47 @@ class GeneratorConfig(_Section):
     """Online Generator and its targets."""
 
     width: int = Field(64, ge=4, multiple_of=4, description="D; four attention heads share it")
-    encoder_layers: int = Field(1, ge=1)
+    encoder_layers: int = Field(1, ge=1, description="blocks of attention over the candidates")
     decoder: Literal["gru", "attention"] = Field("gru", description="what remembers the list so far")
-    epochs: int = Field(16, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    targets: Literal["backed_up", "one_step"] = "backed_up"
+    epochs: int = Field(16, ge=1, description="passes over the mined lists")
+    batch_size: int = Field(64, ge=1, description="samples of one optimiser step")
+    learning_rate: float = Field(2e-3, gt=0, description="peak of the one-cycle schedule")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    targets: Literal["backed_up", "one_step"] = Field(
+        "backed_up", description="soft labels: the best list through each next item, or its value alone (the paper's)"
+    )
     alpha: float = Field(0.5, ge=0, description="weight of KL(q ‖ p) beside the cross-entropy")
     tau_q: float = Field(0.3, gt=0, description="temperature of the soft labels")
     tau_w: float = Field(0.1, gt=0, description="temperature of the list weights, in units of mean utility")
     on_policy_rounds: int = Field(
         0, ge=0, description="times that training pauses to mine the generator's own lists and goes on with them added"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of weights and batches; the same one, the same result on one thread")
 
 
 class JudgeConfig(_Section):
     """The judge of whole lists, for measuring; the epoch with the lowest held-out loss is kept."""
 
     width: int = Field(32, ge=4, multiple_of=4, description="D; four attention heads share it")
-    layers: int = Field(2, ge=1)
-    epochs: int = Field(7, ge=1)
-    batch_size: int = Field(256, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    layers: int = Field(2, ge=1, description="blocks of attention over the whole list")
+    epochs: int = Field(7, ge=1, description="at most; the best one is kept")
+    batch_size: int = Field(256, ge=1, description="samples of one optimiser step")
+    learning_rate: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     min_steps: int = Field(800, ge=1, description="optimiser steps at least: a small log gets more epochs")
-    seed: int = 0
+    seed: int = Field(0, description="of weights and batches; the same one, the same result on one thread")
 
 
 class RedisConfig(_Section):
     """Without a URL a private server is started on a free port and stopped again."""
 
-    url: SecretStr | None = None
+    url: SecretStr | None = Field(None, description="redis://[user:password@]host:port/db, rediss:// with TLS")
 
 
 class ServingConfig(_Section):
     """The online path."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="address to bind; beyond loopback tokens are needed")
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free port")
     replicas: int = Field(1, ge=1, description="with max_replicas: how many there are at least")
     max_replicas: int | None = Field(
@@ -147,26 +153,26 @@ class ServingConfig(_Section):
         5.0, gt=0, description="ongoing requests are averaged over these, and must be too many for as long"
     )
     scale_down_seconds: float = Field(120.0, ge=0, description="ongoing requests must be too few for as long")
-    cpus_per_replica: float = Field(0.5, gt=0)
+    cpus_per_replica: float = Field(0.5, gt=0, description="what Ray reserves for each")
     threads: int = Field(2, ge=1, description="of a replica; they wait for Redis and share its core")
     deadline_ms: float = Field(100.0, gt=0, description="default when a request names none")
     max_ongoing_requests: int = Field(64, ge=1, description="of a replica; the next one is shed with 429")
     max_queued_requests: int = Field(64, ge=0, description="of a replica beyond those, their bodies still arriving")
     drain_seconds: float = Field(10.0, gt=0, description="for requests under way when a replica stops")
     state_dir: Path | None = Field(None, description="where the last good rollout plan is kept; nowhere when absent")
-    max_body_bytes: int = Field(1_000_000, ge=1)
+    max_body_bytes: int = Field(1_000_000, ge=1, description="a larger body is answered 413, unread")
     tokens: tuple[SecretStr, ...] = Field((), description="bearer tokens of /v1, several so that they rotate")
     clock: Literal["wall", "request"] = Field(
         "wall",
         description="`request` lets a request carry its own `event_timestamp`: for replaying logs, never for users",
     )
-    redis_timeout_ms: float = Field(50.0, gt=0)
+    redis_timeout_ms: float = Field(50.0, gt=0, description="to connect, and for each answer; nothing is tried twice")
     item_cache_ttl_seconds: float = Field(
         5.0, ge=0, description="how much later than its push an item's new value may be served; 0 keeps no items"
     )
     item_cache_items: int = Field(100_000, ge=1, description="items whose values a replica keeps")
-    cache: bool = True
-    cache_ttl_seconds: int = Field(30, ge=1)
+    cache: bool = Field(True, description="answers to equal requests from Redis")
+    cache_ttl_seconds: int = Field(30, ge=1, description="of such an answer, ± 10 %")
     exploration_share: float = Field(
         0.0,
         ge=0,
@@ -181,7 +187,18 @@ class ServingConfig(_Section):
     )
     shadow_queue: int = Field(32, ge=1, description="requests waiting for it; more are dropped and counted")
     log_buffer: int = Field(10_000, ge=1, description="served lists waiting for Redis; more are dropped and counted")
-    log_stream_max_length: int = Field(1_000_000, ge=1)
+    log_stream_max_length: int = Field(
+        1_000_000,
+        ge=1,
+        description="served lists that wait in Redis, and as much feedback; the oldest go first",
+    )
+    metrics_host: str | None = Field(
+        None, description="where each replica shows its metrics on a free port of its own; only at /metrics when absent"
+    )
+    traces_endpoint: str | None = Field(
+        None, description="OpenTelemetry over HTTP, e.g. http://collector:4318/v1/traces; no traces when absent"
+    )
+    traces_share: float = Field(1.0, gt=0, le=1, description="of the requests whose caller does not trace them")
 
 
 class CollectConfig(_Section):
@@ -220,7 +237,9 @@ class GatesConfig(_Section):
     max_psi: float = Field(0.5, gt=0, description="population stability index of a feature")
     max_ks: float = Field(0.3, gt=0, le=1, description="Kolmogorov–Smirnov distance of a numeric feature")
     max_feedback_ratio: float = Field(3.0, gt=1, description="feedback a list, newest data over before, either way")
-    max_calibration_error: float = Field(0.05, gt=0)
+    max_calibration_error: float = Field(
+        0.05, gt=0, description="expected calibration error of the new evaluator, less what chance does"
+    )
     min_rank_quality: float = Field(0.55, ge=0, le=1, description="AUC of the new evaluator on held-out feedback")
     min_champion_rank_quality: float = Field(0.5, ge=0, le=1, description="AUC of the champion's evaluator there")
     max_value_loss: float = Field(0.01, ge=0, description="of the champion's judged value")

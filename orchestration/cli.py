@@ -9,6 +9,7 @@ import typer
 from degre_prod.errors import DegreError
 from orchestration.commands import (
     bench,
+    bench_costs,
     bench_kills,
     bench_loop,
     bench_rollout,
@@ -21,6 +22,7 @@ from orchestration.commands import (
     retrain,
     rollout,
     serve,
+    stack,
     submit,
 )
 
@@ -47,11 +49,16 @@ app.command("retrain")(retrain.retrain)
 app.command("replay")(replay.replay)
 # what follows the job's name is the job's own
 app.command("submit", context_settings={"allow_interspersed_args": False})(submit.submit)
+app.command("backup")(stack.backup)
+app.command("restore")(stack.restore)
+app.add_typer(stack.app, name="stack")
 bench.app.command("loop")(bench_loop.loop)
 bench.app.command("loop-kills")(bench_kills.loop_kills)
 bench.app.command("off-policy")(bench_loop.off_policy)
 bench.app.command("rollout-stats")(bench_rollout.rollout_stats)
 bench.app.command("rollout")(bench_rollout_drill.rollout)
+bench.app.command("unit-costs")(bench_costs.unit_costs)
+bench.app.command("capacity")(bench_costs.capacity)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(bench.app, name="bench")
 

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from degre_prod.errors import ConfigurationError, ServiceError
+from serving.ports import free_port
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 10.0
@@ -67,7 +67,7 @@ def _start(binary: Path, data_dir: Path | None, again: str | None) -> tuple[subp
         data_dir.mkdir(parents=True, exist_ok=True)
     said = ""
     for _ in range(_ATTEMPTS):
-        port = (earlier and earlier.port) or _free_port()
+        port = (earlier and earlier.port) or free_port()
         folder = Path(tempfile.mkdtemp(prefix="degre-redis-"))  # readable by us alone; the supervisor removes it
         config, log = folder / "redis.conf", folder / "redis.log"
         config.write_text(_config(port, password, data_dir or folder, persistent=data_dir is not None))
@@ -137,9 +137,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # the supervisor leads its group
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

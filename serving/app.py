@@ -1,4 +1,4 @@
-"""The HTTP application: `/v1/rerank`, `/v1/feedback`, `/healthz`, `/readyz`, `/metrics`.
+"""The HTTP application: `/v1/rerank`, `/v1/feedback`, `/healthz`, `/readyz`, `/metrics`, and beside them the console.
 
 The same application runs inside Ray Serve (serving.deploy) and under plain uvicorn. Bodies are parsed by pydantic
 straight from their bytes; FastAPI only routes and documents.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import structlog
@@ -22,6 +22,7 @@ from degre_prod import __version__
 from degre_prod.config import Settings
 from serving.auth import TokenCheck
 from serving.body import parse, read_body
+from serving.console.routes import Console
 from serving.problems import MEDIA_TYPE, PROXY_STATUSES, RETRY_STATUSES, Problem, unavailable
 from serving.protocol import FeedbackAccepted, FeedbackRequest, ProblemDocument, RerankRequest, RerankResponse
 from serving.rollout import Load
@@ -39,7 +40,7 @@ def create_app(engine_factory: EngineFactory, settings: Settings, load: Load | N
     Raises ConfigurationError when `settings.redis.url` is missing.
     """
     service = Service(engine_factory, settings, load)
-    tokens = TokenCheck(settings.serving.tokens)
+    tokens, console = TokenCheck(settings.serving.tokens), Console(settings)
     limit = settings.serving.max_body_bytes
 
     @asynccontextmanager
@@ -49,6 +50,7 @@ def create_app(engine_factory: EngineFactory, settings: Settings, load: Load | N
             yield
         finally:
             await service.close()
+            console.close()
 
     # The interactive pages load scripts from elsewhere; /openapi.json is enough.
     app = FastAPI(title="DeGRe reranking", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -97,6 +99,7 @@ def create_app(engine_factory: EngineFactory, settings: Settings, load: Load | N
     _route(app, "GET", "/healthz", healthz)
     _route(app, "GET", "/readyz", readyz)
     _route(app, "GET", "/metrics", metrics)
+    console.add_to(app)
 
     @app.exception_handler(HTTPException)
     async def not_found(_: Request, error: HTTPException) -> Response:
@@ -111,13 +114,17 @@ def _counted(endpoint: str, handler: Handler, service: Service) -> Handler:
     """Turns problems into their documents, anything unforeseen into a plain 500, and counts the status."""
 
     async def handle(http: Request) -> Response:
-        try:
-            response = await handler(http)
-        except Problem as problem:
-            response = _problem(problem)
-        except Exception:  # a bug of ours: the client learns no inside, the log everything
-            log.exception("unforeseen", endpoint=endpoint)
-            response = _problem(Problem(500, "an error of the service; it has been logged"))
+        span = nullcontext() if service.traces is None else service.traces.answering(endpoint, http.headers)
+        with span as traced:
+            try:
+                response = await handler(http)
+            except Problem as problem:
+                response = _problem(problem)
+            except Exception:  # a bug of ours: the client learns no inside, the log everything
+                log.exception("unforeseen", endpoint=endpoint)
+                response = _problem(Problem(500, "an error of the service; it has been logged"))
+            if traced is not None:
+                traced.set_attribute("http.response.status_code", response.status_code)
         service.metrics.request(endpoint, response.status_code)
         return response
 

@@ -14,9 +14,10 @@ import random
 import time
 import uuid
 from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -24,6 +25,9 @@ from pydantic import ValidationError
 from degre_prod.errors import ServiceError
 from serving.client_fallback import client_order
 from serving.protocol import FeedbackAccepted, FeedbackRequest, RankedItem, RerankRequest, RerankResponse
+
+if TYPE_CHECKING:
+    from serving.tracing import Traces
 
 DEFAULT_DEADLINE_MS = 100.0
 FEEDBACK_ATTEMPTS = 5
@@ -116,14 +120,22 @@ def client_fallback(request: RerankRequest, reason: str) -> RerankResponse:
 
 
 class RerankClient:
-    """Synchronous client; safe to share among threads. `grace_ms` is waited beyond the request's deadline."""
+    """Synchronous client; safe to share among threads. `grace_ms` is waited beyond the request's deadline. With `traces`
+    (serving.tracing) each request is a span, and the service's spans are below it."""
 
     def __init__(
-        self, base_url: str, *, token: str | None = None, grace_ms: float = 400.0, feedback_timeout_s: float = 2.0
+        self,
+        base_url: str,
+        *,
+        token: str | None = None,
+        grace_ms: float = 400.0,
+        feedback_timeout_s: float = 2.0,
+        traces: Traces | None = None,
     ) -> None:
         self._http = httpx.Client(base_url=base_url, headers=_headers(token))
         self._grace_ms, self._feedback_timeout_s = grace_ms, feedback_timeout_s
         self._jitter = random.Random()
+        self._traces = traces
 
     def rerank(self, request: RerankRequest) -> RerankResponse:
         """The service's list, or the caller's order with source `client_fallback` when it is away, late or broken.
@@ -156,7 +168,8 @@ class RerankClient:
                     reply = None
                     continue
                 try:
-                    reply = self._http.post(step.path, content=step.body, timeout=step.timeout_s)
+                    with _asked(self._traces, step) as headers:
+                        reply = self._http.post(step.path, content=step.body, timeout=step.timeout_s, headers=headers)
                 except httpx.TransportError as error:
                     reply = error
         except StopIteration as end:
@@ -167,11 +180,18 @@ class AsyncRerankClient:
     """Asynchronous client; the same promises as RerankClient."""
 
     def __init__(
-        self, base_url: str, *, token: str | None = None, grace_ms: float = 400.0, feedback_timeout_s: float = 2.0
+        self,
+        base_url: str,
+        *,
+        token: str | None = None,
+        grace_ms: float = 400.0,
+        feedback_timeout_s: float = 2.0,
+        traces: Traces | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(base_url=base_url, headers=_headers(token))
         self._grace_ms, self._feedback_timeout_s = grace_ms, feedback_timeout_s
         self._jitter = random.Random()
+        self._traces = traces
 
     async def rerank(self, request: RerankRequest) -> RerankResponse:
         """See RerankClient.rerank."""
@@ -203,11 +223,19 @@ class AsyncRerankClient:
                     reply = None
                     continue
                 try:
-                    reply = await self._http.post(step.path, content=step.body, timeout=step.timeout_s)
+                    with _asked(self._traces, step) as headers:
+                        reply = await self._http.post(
+                            step.path, content=step.body, timeout=step.timeout_s, headers=headers
+                        )
                 except httpx.TransportError as error:
                     reply = error
         except StopIteration as end:
             return end.value
+
+
+def _asked(traces: Traces | None, step: Send) -> AbstractContextManager[dict[str, str] | None]:
+    """Around a request: its span, and the headers that name it to the service."""
+    return nullcontext() if traces is None else traces.asked(step.path)
 
 
 def _headers(token: str | None) -> dict[str, str]:

@@ -14,11 +14,12 @@ class OutOfTimeError(Exception):
 
 @dataclass(slots=True)
 class Deadline:
-    """When the answer is due, counted from `started` (time.perf_counter seconds)."""
+    """When the answer is due, counted from `started` (time.perf_counter seconds). `timings`: where its stages are noted."""
 
     limit_ms: float
     started: float = field(default_factory=time.perf_counter)
     cancelled: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
 
     def left_s(self) -> float:
         """Seconds left, negative when it is over."""

@@ -18,9 +18,11 @@ from degre_prod.config import RedisConfig, ServingConfig, Settings
 from degre_prod.errors import ConfigurationError, ServiceError
 from serving.auth import require_safe_host
 from serving.cluster import environment, ray_cluster
-from serving.haproxy import free_port, haproxy_environment
+from serving.haproxy import haproxy_environment
+from serving.ports import free_port
 from serving.protocol import MAX_DEADLINE_MS
 from serving.replica import BuildEngine, Replica, build_engine
+from serving.tracing import ray_serve_variables
 
 APPLICATION = "rerank"
 READY_SECONDS = 120.0
@@ -55,8 +57,8 @@ def running_service(
     with (
         environment({name: os.environ.get(name, value) for name, value in NICENESS.items()}),
         ray_cluster(settings.ray),
-        haproxy_environment() as variables,
-        environment(variables),
+        haproxy_environment() as haproxy,
+        environment(variables := haproxy | ray_serve_variables(settings.serving)),
     ):
         _deploy(application(bundle, settings, variables, build), host, port, variables)
         try:

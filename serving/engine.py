@@ -139,7 +139,7 @@ class Engine:
         Problem when no list obeys the request's constraints.
         """
         deadline = deadline or self.deadline(prepared.received)
-        progress = _Progress()
+        progress = _Progress(deadline.timings)
         try:
             return self._answer(prepared, deadline, progress, not in_shadow)
         except Problem:

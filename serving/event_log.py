@@ -109,6 +109,11 @@ class ServedLog:
             self._waiting.append((prepared, response, propensity))
             self._changed.notify()
 
+    @property
+    def waiting(self) -> int:
+        """Lists that are not in Redis yet."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """Write what is left if Redis takes it within CLOSE_S; count the rest as dropped."""
         self._closing.set()

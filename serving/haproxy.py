@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from degre_prod.errors import ConfigurationError
+from serving.ports import free_port
 from serving.problems import MEDIA_TYPE, PROXY_STATUSES, Problem, unanswered
 
 # HAProxy's admin socket lies below it, and Unix socket paths may be 107 bytes long: TMPDIR may be too deep.
@@ -115,13 +115,6 @@ def haproxy_binary() -> str:
             "no HAProxy: `ray[serve]` brings one on Linux; elsewhere install it so that it is on PATH"
         )
     return found
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free at this moment."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def main(folder: Path) -> None:

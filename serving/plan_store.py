@@ -93,14 +93,21 @@ def publish_plan(
     return plan
 
 
-def read_history(client: redis.Redis) -> list[RolloutPlan]:
-    """Every version of the plan, oldest first; raises PlanError when one is malformed."""
-    return [parse_plan(text) for text in cast(list[bytes], client.lrange(HISTORY_KEY, 0, -1))]
+def read_history(client: redis.Redis, newest: int | None = None) -> list[RolloutPlan]:
+    """Every version of the plan, or only the newest ones, oldest first; raises PlanError when one is malformed."""
+    first = 0 if newest is None else -newest
+    return [parse_plan(text) for text in cast(list[bytes], client.lrange(HISTORY_KEY, first, -1))]
 
 
 def history_gaps(history: Sequence[RolloutPlan]) -> list[int]:
     """Versions that are missing between the first and the last one, or that follow no version one below them."""
     return [later.version for earlier, later in pairwise(history) if later.version != earlier.version + 1]
+
+
+def holder(client: redis.Redis) -> str | None:
+    """Which controller has the lease, as user@host/process; None while no controller acts."""
+    token = cast(bytes | None, client.get(LEASE_KEY))
+    return None if token is None else token.decode().rpartition("/")[0]
 
 
 def whoami() -> str:

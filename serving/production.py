@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from degre_prod.config import load_settings
 from degre_prod.errors import ConfigurationError, explain
 from serving.deploy import application
+from serving.tracing import ray_serve_variables
 
 
 class Arguments(BaseModel):
@@ -41,4 +42,4 @@ def build(args: dict[str, Any]) -> Any:
     load_bundle(arguments.bundle)
     # A replica's own runtime environment replaces the node's, so what concerns it is handed on.
     variables = {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}
-    return application(arguments.bundle, settings, variables)
+    return application(arguments.bundle, settings, variables | ray_serve_variables(settings.serving))

@@ -7,6 +7,8 @@ from typing import cast
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from serving.plan import RolloutPlan
+
 REPLICAS_KEY = "degre:replicas"  # set of ids
 REPLICA_KEY = "degre:replica:"  # and the report of each, until it expires
 ALIVE_MS = 5000  # ten polls
@@ -14,7 +16,7 @@ ALIVE_MS = 5000  # ten polls
 
 class ReplicaReport(BaseModel):
     """`version`: of the plan followed, 0 without one; `stage`: of the experiment, if both arms answer. `refused`: the
-    bundle that cannot serve here, and why."""
+    bundle that cannot serve here, and why. `metrics`: host and port where this replica shows its own."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,6 +29,17 @@ class ReplicaReport(BaseModel):
     loading: str | None = None
     refused: str | None = None
     refused_because: str | None = None
+    metrics: str | None = None
+
+
+def follows(report: ReplicaReport, plan: RolloutPlan) -> bool:
+    """Whether a replica serves what the plan says."""
+    challenger = plan.challenger.manifest_sha256 if plan.challenger else None
+    return (report.version, report.champion, report.challenger) == (
+        plan.version,
+        plan.champion.manifest_sha256,
+        challenger,
+    )
 
 
 def write_report(client: redis.Redis, report: ReplicaReport) -> None:

@@ -107,6 +107,7 @@ class PlanFollower:
         self._tried: RolloutPlan | None = None
         self._loading: str | None = None
         self.replica = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.metrics_address: str | None = None  # told in the reports
         self.plan: RolloutPlan | None = None
         self.refused: Refusal | None = None
 
@@ -238,6 +239,7 @@ class PlanFollower:
             loading=self._loading,
             refused=refused.manifest_sha256 if refused else None,
             refused_because=refused.reason if refused else None,
+            metrics=self.metrics_address,
         )
         try:
             write_report(self._client, report)

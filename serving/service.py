@@ -22,6 +22,7 @@ from serving.event_log import FeedbackLog, ServedLog
 from serving.exploration import explored_response
 from serving.loop_lag import LoopLag
 from serving.metrics import Metrics
+from serving.metrics_server import MetricsServer
 from serving.plan import LastGoodPlan
 from serving.preparation import Prepared
 from serving.problems import overloaded, unavailable
@@ -30,6 +31,7 @@ from serving.redis_client import RedisFailure, request_path_client
 from serving.rollout import PLAN_TIMEOUT_MS, Load, PlanFollower
 from serving.rules import restricted
 from serving.shadow import OURS, Shadow
+from serving.tracing import StageTimes, open_traces
 from serving.workers import OverloadedError, StuckError, Workers
 
 log = structlog.get_logger(__name__)
@@ -40,6 +42,8 @@ FEEDBACK_MS = 1500.0  # our client waits two seconds
 STORE_MS = 1000.0
 # Kept back of a deadline for the fallback's own way to the caller.
 RESERVE_MS, RESERVE_SHARE = 5.0, 0.1
+# An answer takes 2 ms; one that takes so much longer waits for something, and the next is computed beside it.
+PATIENCE_S = 0.02
 
 EngineFactory = Callable[[], Engine]
 
@@ -66,7 +70,12 @@ class Service:
         self._lag, self._most_lag_s = LoopLag(), serving.deadline_ms / 2000
         self.metrics = Metrics()
         self.metrics.ready(False)
-        self._workers = Workers(serving.threads, name="engine", most_waiting=serving.max_ongoing_requests)
+        self.traces = open_traces(serving)
+        self._metrics_host = serving.metrics_host
+        self._metrics_server: MetricsServer | None = None
+        self._workers = Workers(
+            serving.threads, name="engine", most_waiting=serving.max_ongoing_requests, patience_s=PATIENCE_S
+        )
         self._writers = Workers(WRITER_THREADS, name="writer", most_waiting=WRITER_QUEUE)
         self._served = ServedLog(
             url,
@@ -95,6 +104,10 @@ class Service:
         """Load the engine in the background; until it is there, `readiness` says why not."""
         self._loading = asyncio.get_running_loop().create_task(self._load())
         self._lag.start()
+        if self._metrics_host is not None:
+            self._metrics_server = MetricsServer(self._metrics_host, self.exposition)
+            if self._follower is not None:
+                self._follower.metrics_address = self._metrics_server.address
 
     def readiness(self) -> str | None:
         """None when requests are taken, else the reason why not."""
@@ -122,6 +135,14 @@ class Service:
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
         self.metrics.ongoing(self._ongoing)
+        self.metrics.queues(
+            {
+                "arriving": self._open - self._ongoing,
+                "engine": self._workers.waiting,
+                "writer": self._writers.waiting,
+                "served_log": self._served.waiting,
+            }
+        )
         self.metrics.threads_lost(self._workers.lost + self._writers.lost)
         return self.metrics.exposition()
 
@@ -175,8 +196,13 @@ class Service:
         else:
             engine, arm, exposure = trial.choose(received)
             prepared = replace(engine.prepare(received), arm=arm, exposure=exposure)
+        structlog.contextvars.bind_contextvars(request_id=prepared.request.request_id)
         deadline = engine.deadline(received, started)
         parse_ms = deadline.elapsed_ms()
+        stages = StageTimes()
+        if self.traces is not None:
+            stages["parse"] = parse_ms
+            deadline.timings = stages
         answer = await self._in_time(engine, prepared, deadline)
         response = answer.response
         response.timings_ms["parse"] = round(parse_ms, 3)
@@ -186,7 +212,11 @@ class Service:
             self.metrics.cache(answer.cache_outcome)
         if answer.cached_items is not None:
             self.metrics.items(answer.cached_items, len(prepared.request.candidate_ids))
-        self.metrics.answer(response.source, response.degraded, response.timings_ms)
+        self.metrics.answer(response.source, response.arm, response.degraded, response.timings_ms)
+        if response.source == "generator":
+            self.metrics.entities(len(prepared.request.candidate_ids), response.degraded)
+        if self.traces is not None:
+            self.traces.answered(response, stages)
         if trial is not None:
             self._on_trial(trial, prepared, response)
         propensity = None
@@ -212,6 +242,7 @@ class Service:
 
     async def feedback(self, received: FeedbackRequest) -> FeedbackAccepted:
         """Append feedback; raises a 503 Problem unless Redis has taken it."""
+        structlog.contextvars.bind_contextvars(request_id=received.request_id)
         self.engine().check_feedback(received)
         append = partial(self._feedback.append, received, wall_clock())
         try:
@@ -237,6 +268,10 @@ class Service:
         await asyncio.to_thread(self._served.close)
         self._feedback.close()
         self._engines.close()
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.close)
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
 
     async def _load(self) -> None:
         try:

@@ -1,4 +1,5 @@
-"""The challenger in shadow: it answers a share of live requests off the response path, and only what came of it is kept.
+"""The challenger in shadow: it answers a share of live requests off the response path, and only what came of it is kept:
+counts, and a sample of pairs of lists, the champion's and the challenger's of the same request.
 
 A bounded queue, one thread, a budget of processor time: a request that finds the queue full is dropped and counted. The
 thread keeps its usual priority, for a niced one would hold the interpreter's lock while the requests' threads wait.
@@ -15,22 +16,39 @@ from functools import partial
 
 import redis
 import structlog
+from pydantic_core import to_json
 
 from degre_prod.requests import Id
 from serving.deadline import Deadline
 from serving.engine import Engine
+from serving.event_log import served_record
 from serving.metrics import Metrics
 from serving.preparation import Prepared
+from serving.protocol import RerankResponse
 from serving.redis_client import RedisFailure, request_path_client
 
 log = structlog.get_logger(__name__)
 
 SHADOW_KEY = "degre:shadow:"  # and the experiment: a hash of counters over all replicas
+LISTS_KEPT = 512  # pairs of lists in the stream, about 10 kB each with 100 candidates
+LISTS_A_FLUSH = 8  # of a replica
+LISTS_KEPT_S = 3600
 FLUSH_S = 0.5
 CLOSE_S = 1.0
 MOST_PAUSE_S = 1.0
 LATENCY_MS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000, 10000)
 OURS = ("generator", "cache")
+
+
+def lists_key(experiment: str) -> str:
+    """The stream of pairs: records of requests with the lists that both arms made, for a judge to value."""
+    return f"{SHADOW_KEY}{experiment}:lists"
+
+
+def drop_lists(client: redis.Redis) -> None:
+    """Delete every such stream: a user is to be forgotten, and new pairs come soon enough. Raises redis errors."""
+    for key in client.scan_iter(match=lists_key("*"), count=1000):
+        client.delete(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +70,7 @@ class Shadow:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._counts: dict[str, dict[str, float]] = {}
+        self._pairs: list[tuple[str, bytes]] = []  # experiment and record; of the shadow's own thread
 
     def offer(
         self, challenger: Engine, experiment: str, prepared: Prepared, shown: Sequence[Id], by_generator: bool
@@ -112,6 +131,8 @@ class Shadow:
             outcome = _outcome(response.source, response.degraded, deadline)
             if outcome == "ok" and job.shown is not None:
                 counts |= _agreement(job.shown, response.ids())
+                if len(self._pairs) < LISTS_A_FLUSH:
+                    self._pairs.append((job.experiment, _pair(job.prepared, response, job.shown)))
         except Exception as error:  # a Problem, or a bug of the bundle's: the live request was answered long ago
             log.warning("shadow failed", error=repr(error), request_id=job.prepared.request.request_id)
             outcome = "failed"
@@ -133,14 +154,25 @@ class Shadow:
             taken, self._counts = self._counts, {}
         if not taken:
             return
+        pairs, self._pairs = self._pairs, []
         try:
             with client.pipeline(transaction=True) as pipeline:
                 for experiment, counts in taken.items():
                     for name, value in counts.items():
                         pipeline.hincrbyfloat(SHADOW_KEY + experiment, name, value)
+                for experiment, text in pairs:
+                    pipeline.xadd(lists_key(experiment), {"record": text}, maxlen=LISTS_KEPT, approximate=True)
+                    pipeline.expire(lists_key(experiment), LISTS_KEPT_S)
                 pipeline.execute()
         except RedisFailure as error:
             log.warning("shadow counts were lost", error=type(error).__name__)
+
+
+def _pair(prepared: Prepared, response: RerankResponse, shown: Sequence[Id]) -> bytes:
+    """The served list's record with both lists instead of one."""
+    record = served_record(prepared, response)
+    record["challenger_ids"] = record.pop("shown_ids")
+    return to_json(record | {"champion_ids": shown})
 
 
 def _outcome(source: str, degraded: Sequence[str], deadline: Deadline) -> str:

@@ -45,19 +45,25 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """`job` is what it runs; `lost` tells it to end should it ever come back; `proved`: in the place of a lost one, it has
-    ended a job."""
+    """`job` is what it runs, since `began` (monotonic seconds); `lost` tells it to end should it ever come back; `proved`: in
+    the place of a lost one, it has ended a job."""
 
     proved: bool
     job: _Job | None = None
+    began: float = 0.0
     lost: bool = False
 
 
 class Workers:
-    """`submit` from the event loop's thread, `post` from any. Jobs run in order of arrival."""
+    """`submit` from the event loop's thread, `post` from any. Jobs run in order of arrival.
 
-    def __init__(self, threads: int, *, name: str, most_waiting: int) -> None:
+    With `patience_s` one job runs at a time, and another beside it only when it has taken longer than that: jobs that share
+    the interpreter's lock are all done late together instead of one after the other.
+    """
+
+    def __init__(self, threads: int, *, name: str, most_waiting: int, patience_s: float = 0.0) -> None:
         self._threads, self._name, self._most_waiting = threads, name, most_waiting
+        self._patience_s = patience_s
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._workers: list[_Worker] = []
@@ -93,6 +99,11 @@ class Workers:
         """Threads given up and not come back."""
         return self._lost
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that no thread has taken yet."""
+        return len(self._waiting)
+
     def healthy(self) -> bool:
         """False once so many threads are lost that the process should be replaced."""
         return self._lost < MOST_LOST
@@ -113,7 +124,8 @@ class Workers:
                 self._try_out(job)
                 raise StuckError
             ahead = len(self._waiting)
-            late = ahead * self._mean_s / len(self._workers) > job.deadline.left_s()
+            at_once = 1 if self._patience_s else len(self._workers)
+            late = ahead * self._mean_s / at_once > job.deadline.left_s()
             if ahead >= self._most_waiting or (ahead and late):
                 raise OverloadedError
             self._waiting.append(job)
@@ -165,13 +177,20 @@ class Workers:
     def _next(self, worker: _Worker) -> _Job | None:
         with self._changed:
             while not self._closing:
-                while self._waiting:
+                pause_s = self._until_free()
+                while self._waiting and pause_s is None:
                     job = self._waiting.popleft()
                     if _wanted(job):
-                        worker.job = job
+                        worker.job, worker.began = job, time.monotonic()
                         return job
-                self._changed.wait()
+                self._changed.wait(pause_s if self._waiting else None)
             return None
+
+    def _until_free(self) -> float | None:
+        """Seconds until the job that was begun last has had its time; None when none is in the way."""
+        latest = max((worker.began for worker in self._workers if worker.job is not None), default=-float("inf"))
+        left_s = latest + self._patience_s - time.monotonic()
+        return left_s if left_s > 0 else None
 
 
 def _wanted(job: _Job) -> bool:

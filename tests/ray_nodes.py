@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 
-from serving.haproxy import free_port
+from serving.ports import free_port
 
 PATIENCE_S = 240.0
 BIN = Path(sys.executable).parent

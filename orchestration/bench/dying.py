@@ -7,6 +7,7 @@ around the client's connection, in a child process that nobody else shares.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -78,6 +79,7 @@ def children() -> multiprocessing.context.ForkServerContext:
     """Where children come from: copies of one process that has imported all they need."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
+    multiprocessing.util.get_temp_dir()  # ours, which we remove: a child that is killed leaves its own behind
     return context
 
 

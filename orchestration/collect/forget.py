@@ -27,6 +27,7 @@ from orchestration.collect.streams import ORIGIN, Entry, StreamId, feedback_entr
 from orchestration.features.materialize import EPOCH_KEY
 from serving.event_log import SHARDS, shard_key
 from serving.feature_wire import entity_keys
+from serving.shadow import drop_lists
 
 if TYPE_CHECKING:
     from degre_prod.requests import Id
@@ -56,6 +57,7 @@ def forget(client: redis.Redis, dataset: Path, user_id: Id, now: datetime) -> Fo
     with alone(folder):
         requests, rows = _logged(folder, dataset, user_id)
         served, feedback = _erase_entries(client, folder, user_id, requests)
+        drop_lists(client)
         for file in [*collected_files(folder), dataset / LOG]:
             if file.is_file():
                 _without(file, "user_id", user_id)

@@ -61,10 +61,20 @@ def start(
 
 
 @app.command()
-def status(redis: Redis = None, config: Config = None, as_json: Json = False) -> None:
+def status(
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="write a page with tables and plots over time, too (HTML, of the running or last experiment)"
+        ),
+    ] = None,
+    redis: Redis = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
     """The plan against reality: arms, stage, what the replicas serve, what is known, what the machine waits for.
 
-    Example: degre rollout status --redis redis://127.0.0.1:6379
+    Example: degre rollout status --report rollout.html
     """
     import json
 
@@ -72,8 +82,14 @@ def status(redis: Redis = None, config: Config = None, as_json: Json = False) ->
     from orchestration.rollout.status import as_text
     from orchestration.rollout.status import status as read
 
-    document = connected(_url(redis, config), read)
+    url = _url(redis, config)
+    document = connected(url, read)
     typer.echo(as_text(document), err=as_json)
+    if report is not None:
+        from orchestration.rollout.page import write_page
+
+        connected(url, lambda client: write_page(client, report))
+        typer.echo(f"report: {report}", err=True)
     if as_json:
         typer.echo(json.dumps(document))
 
@@ -169,6 +185,14 @@ def run(
         bool, typer.Option(help="end, too, when everything is shown and the plan leaves the promotion to people")
     ] = False,
     look_seconds: Annotated[float, typer.Option(help="pause between two looks", min=0.05)] = 0.5,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of a judge (of retraining or replay): values lists made in shadow",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     redis: Redis = None,
     config: Config = None,
     registry: RegistryFile = None,
@@ -189,11 +213,14 @@ def run(
     import redis as redis_py
 
     from orchestration.rollout.controller import Controller
+    from orchestration.rollout.judged import ListJudge
 
     say = partial(typer.echo, err=True)
-    client = redis_py.Redis.from_url(_url(redis, config), socket_timeout=5.0, socket_connect_timeout=5.0)
+    url = _url(redis, config)
+    client = redis_py.Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=5.0)
     with client:
-        controller = Controller(client, registry=_registry(registry, model), by=by, say=say)
+        values = None if judge is None else ListJudge(judge, url)
+        controller = Controller(client, registry=_registry(registry, model), judge=values, by=by, say=say)
         outcome = controller.run(name, until_ready=until_ready, look_s=look_seconds)
     typer.echo(f"{outcome.experiment}: {outcome.ending} at {outcome.stage or '-'}: {outcome.why}", err=as_json)
     if as_json:

@@ -68,8 +68,8 @@ def answer_part(part: Path, bundle: Bundle, jury: Jury | None, out: Path) -> Non
         "shown": _ids(rows, shown_RL),
         "answered": _ids(rows, answered_RL),
         "earned": [_earned(row, schema) for row in rows],
-        "judged_shown": _judged(jury, rows, shown_RL),
-        "judged_answered": _judged(jury, rows, answered_RL),
+        "judged_shown": judged(jury, rows, shown_RL),
+        "judged_answered": judged(jury, rows, answered_RL),
         **{name: logged[name] for name in LOGGED if name != "constraints"},
         "segments": [json.dumps(_segments(row, schema, logged, r)) for r, row in enumerate(rows)],
         "shown_categories": [
@@ -131,8 +131,8 @@ def _earned(row: TrainingRow, schema: DataSchema) -> list[float | None]:
     return [value if seen else None for value, seen in zip(earned_T.tolist(), seen_T.tolist(), strict=True)]
 
 
-def _judged(jury: Jury | None, rows: Sequence[TrainingRow], lists_RL: np.ndarray) -> list[list[float] | None]:
-    """What the judge believes of each slot; None without a judge."""
+def judged(jury: Jury | None, rows: Sequence[TrainingRow], lists_RL: np.ndarray) -> list[list[float] | None]:
+    """What the judge believes of each slot of lists_RL (indices into the candidates, -1 past a short one); None without one."""
     import tempfile
 
     from degre_prod.encoding.store import load_encoded, save_encoded

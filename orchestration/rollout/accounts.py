@@ -25,9 +25,10 @@ import redis
 from degre_prod.errors import MismatchError
 from degre_prod.experiments.moments import moments_of
 from orchestration.collect.streams import Entry, StreamId, id_text, parse_id
-from orchestration.rollout.sums import METRICS, PREFIX, PRIMARY, state_key, users_key
+from orchestration.rollout.sums import METRICS, PRIMARY, state_key, users_key
 from serving.event_log import SHARDS, shard_key
 from serving.experiment import Experiment
+from serving.looks import PREFIX
 from serving.plan_store import LEASE_KEY
 
 BATCH = 2000  # entries of a stream in one transaction
@@ -111,10 +112,10 @@ class Accounts:
     def _take_served(self, entries: Sequence[Entry], change: _Pass) -> int:
         ours = [e.record for e in entries if _experiment_of(e.record) == self._experiment.id]
         again = self._read_requests({r["request_id"] for r in ours})
-        self._read_rows({(r["exposure"][1], _pseudonym(r["user_id"])) for r in ours}, change)
+        self._read_rows({(r["exposure"][1], pseudonym(r["user_id"])) for r in ours}, change)
         counted = 0
         for record in ours:
-            request_id, user, stage = record["request_id"], _pseudonym(record["user_id"]), record["exposure"][1]
+            request_id, user, stage = record["request_id"], pseudonym(record["user_id"]), record["exposure"][1]
             if request_id in again or request_id in change.requests:  # appended again after a reply was lost
                 continue
             row = change.rows.get((stage, user))
@@ -266,6 +267,6 @@ def _experiment_of(record: Mapping[str, Any]) -> str | None:
     return exposure[0] if isinstance(exposure, list) and len(exposure) == 2 else None
 
 
-def _pseudonym(user_id: int | str) -> str:
+def pseudonym(user_id: int | str) -> str:
     """Enough to tell users apart; the accounts need not say who they are."""
     return hashlib.blake2b(str(user_id).encode(), digest_size=12).hexdigest()

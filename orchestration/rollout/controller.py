@@ -6,7 +6,6 @@ own position. Any number of controllers may run; the one with the lease acts, th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,17 +20,20 @@ from orchestration.registry import Registry
 from orchestration.rollout.accounts import Accounts
 from orchestration.rollout.aliases import follow_plan
 from orchestration.rollout.decide import Decision, decide
-from orchestration.rollout.evidence import Evidence, gather
+from orchestration.rollout.evidence import gather
+from orchestration.rollout.figures import figures, point
+from orchestration.rollout.judged import ListJudge
 from orchestration.rollout.lease import Lease
 from orchestration.rollout.moves import advance, promote, rollback
-from orchestration.rollout.sums import PREFIX, let_expire
+from orchestration.rollout.sums import let_expire
+from serving.experiment import Experiment
+from serving.looks import write_look
 from serving.plan import PlanError, RolloutPlan
 from serving.plan_store import Author, read_history, read_plan
 
 log = structlog.get_logger(__name__)
 
 LOOK_S = 0.5
-LOOKS_KEPT = 5000
 Ending = Literal["promoted", "rolled_back", "aborted", "ready", "none"]
 
 
@@ -47,17 +49,19 @@ class Outcome:
 
 
 class Controller:
-    """`step` is one look. `registry`: whose aliases follow the plan. `say` is told what happens."""
+    """`step` is one look. `registry`: whose aliases follow the plan. `judge`: values lists made in shadow. `say` is told
+    what happens."""
 
     def __init__(
         self,
         client: redis.Redis,
         *,
         registry: Registry | None = None,
+        judge: ListJudge | None = None,
         by: str = "controller",
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
-        self._client, self._registry, self._by, self._say = client, registry, by, say
+        self._client, self._registry, self._judge, self._by, self._say = client, registry, judge, by, say
         self._lease = Lease(client)
         self._aliased: int | None = None
         self._told = ""
@@ -101,14 +105,28 @@ class Controller:
             return None
         try:
             Accounts(self._client, plan.experiment, began(self._client, plan), self._lease.token).catch_up()
+            self._judge_lists(plan.experiment)
             evidence = gather(self._client, plan)
             decision = decide(plan, evidence)
-            self._record(plan, evidence, decision)
+            told = figures(plan, evidence, decision)
+            write_look(self._client, plan.experiment.id, told, point(plan, told))
             self._act(plan, decision)
         except MismatchError as error:  # someone else was faster, or the lease is lost: look again
             self._once(str(error))
             return None
         return decision
+
+    def _judge_lists(self, experiment: Experiment) -> None:
+        """Let the judge value lists made in shadow; whatever is wrong with it is told, and the rollout goes on."""
+        if self._judge is None or experiment.now.share > 0:
+            return
+        try:
+            self._judge.look(self._client, experiment, self._lease.token)
+        except (redis.RedisError, OSError, MismatchError):
+            raise
+        except Exception as error:
+            log.exception("the judge failed")
+            self._once(f"the judge values nothing: {type(error).__name__}: {error}")
 
     def _act(self, plan: RolloutPlan, decision: Decision) -> None:
         author = Author(why=decision.reason, by=self._by, lease=self._lease.token)
@@ -132,33 +150,10 @@ class Controller:
         if told["champion"] is None:
             self._say(f"the registry does not know the champion {plan.champion.manifest_sha256[:12]}")
 
-    def _record(self, plan: RolloutPlan, evidence: Evidence, decision: Decision) -> None:
-        """Keep the look, for plots over time: one list an experiment, the newest LOOKS_KEPT."""
-        assert plan.experiment is not None
-        document = {
-            "at": evidence.now.isoformat(),
-            "version": plan.version,
-            "stage": plan.experiment.now.name,
-            "users": dict(evidence.users),
-            "shadow": evidence.shadow.as_dict(),
-            "results": evidence.results.as_dict() if evidence.results else None,
-            "move": decision.move,
-            "waiting_for": decision.waiting_for,
-        }
-        with self._client.pipeline() as pipeline:
-            pipeline.rpush(looks_key(plan.experiment.id), json.dumps(document))
-            pipeline.ltrim(looks_key(plan.experiment.id), -LOOKS_KEPT, -1)
-            pipeline.execute()
-
     def _once(self, text: str) -> None:
         if text != self._told:
             self._told = text
             self._say(text)
-
-
-def looks_key(experiment: str) -> str:
-    """The list of an experiment's looks."""
-    return f"{PREFIX}{experiment}:looks"
 
 
 def began(client: redis.Redis, plan: RolloutPlan) -> datetime:

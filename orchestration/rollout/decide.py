@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import betainc, betaln
 
-from degre_prod.experiments.results import ArmResult
+from degre_prod.experiments.results import ArmResult, GuardrailResult
 from orchestration.rollout.evidence import Evidence, ShadowCounts
 from serving.experiment import Experiment
 from serving.plan import RolloutPlan
@@ -79,15 +79,9 @@ def harm(plan: RolloutPlan, evidence: Evidence) -> str | None:
     if evidence.results.srm.mismatch:
         users = ", ".join(f"{name} {count:,}" for name, count in evidence.users.items())
         return f"sample-ratio mismatch: {users} users contradict the weights (p {evidence.results.srm.p_value:.1e})"
-    broken = [
-        f"{g.metric} guardrail: {g.treatment_value:.2%} of the requests against {g.control_value:.2%}, "
-        f"{g.bound:.2%} more are allowed (p {g.p_breach:.1e})"
-        for g in arm.guardrails
-        if g.status == "breach"
-    ]
+    broken = [_broken(g) for g in arm.guardrails if g.status == "breach"]
     p = arm.primary
-    # With nobody left on the champion its earlier users are no fair comparison for what people do.
-    if p.status == "worse" and experiment.controlled:
+    if p.status == "worse":  # never where no control is left: see evidence.results
         name = experiment.primary.objective
         broken.append(f"{name} is worse: {_interval(arm)}, p {p.harm_p_value:.1e}")
     return "; ".join(broken) or None
@@ -175,6 +169,14 @@ def _shown(experiment: Experiment, evidence: Evidence) -> tuple[Literal["shown",
 
 def _arm(evidence: Evidence) -> ArmResult | None:
     return evidence.results.arms[0] if evidence.results is not None else None
+
+
+def _broken(guardrail: GuardrailResult) -> str:
+    against = f"against {guardrail.control_value:.2%}, {guardrail.bound:.2%} more are allowed"
+    if guardrail.kind == "ceiling":
+        against = f"where {guardrail.bound:.2%} are allowed"
+    share = f"{guardrail.treatment_value:.2%} of the requests"
+    return f"{guardrail.metric} guardrail: {share} {against} (p {guardrail.p_breach:.1e})"
 
 
 def _interval(arm: ArmResult) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, cast
 
 import redis
 
 from degre_prod.experiments.analysis import analyse
+from degre_prod.experiments.moments import DENOMINATOR, Moments
 from degre_prod.experiments.plan import AnalysisPlan, Guardrail, Primary
+from degre_prod.experiments.ratio import delta_variance, value_and_gradient, with_one_bad_event
 from degre_prod.experiments.results import Results
 from degre_prod.experiments.srm import Phase
+from orchestration.rollout.judged import Judged, read_judged
 from orchestration.rollout.sums import PRIMARY, ArmMoments, read_moments
 from serving.experiment import CHALLENGER, CHAMPION, Experiment
 from serving.plan import RolloutPlan
@@ -55,13 +59,16 @@ class ShadowCounts:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that the machine decides on. `users`: by arm in the present stage; `results`: None in shadow and without users."""
+    """All that is known. `users` and `requests`: by arm in the present stage; `results`: None in shadow and without users;
+    `judged`: for people, no rule of the machine asks it; None when no judge has valued any list."""
 
     now: datetime
     reports: tuple[ReplicaReport, ...]
     shadow: ShadowCounts
     users: Mapping[str, int]
     results: Results | None
+    requests: Mapping[str, int] = field(default_factory=dict)
+    judged: Judged | None = None
 
 
 def gather(client: redis.Redis, plan: RolloutPlan) -> Evidence:
@@ -76,11 +83,13 @@ def gather(client: redis.Redis, plan: RolloutPlan) -> Evidence:
         read_shadow(client, experiment.id),
         {arm: _users(here, arm) for arm in (CHAMPION, CHALLENGER)},
         results(experiment, moments),
+        {arm: _requests(here, arm) for arm in (CHAMPION, CHALLENGER)},
+        read_judged(client, experiment),
     )
 
 
 def analysis_plan(experiment: Experiment) -> AnalysisPlan:
-    """The experiment's design in the words of the statistics."""
+    """The experiment's design in the words of the statistics, for stages in which both arms have users."""
     return AnalysisPlan(
         CHAMPION,
         Primary(PRIMARY, experiment.primary.smallest_effect),
@@ -95,18 +104,45 @@ def analysis_plan(experiment: Experiment) -> AnalysisPlan:
 
 
 def results(experiment: Experiment, moments: Mapping[str, ArmMoments]) -> Results | None:
-    """One look at the present stage. Where all users have the challenger, the champion's users of the stage before stand in."""
+    """One look at the present stage, None in shadow and without users of the challenger."""
     stage = experiment.now
     here = moments.get(stage.name, {})
     if stage.share == 0 or not _users(here, CHALLENGER):
         return None
-    control = here.get(CHAMPION, {})
     if stage.share == 1:
-        earlier = [s.name for s in experiment.stages[: experiment.stage] if 0 < s.share < 1]
-        control = moments.get(earlier[-1], {}).get(CHAMPION, {}) if earlier else {}
-    counts = {arm: _users(here, arm) for arm in (CHAMPION, CHALLENGER)}
-    phase = Phase({CHAMPION: 1.0 - stage.share, CHALLENGER: stage.share}, counts)
-    return analyse({CHAMPION: control, CHALLENGER: here[CHALLENGER]}, analysis_plan(experiment), [phase])
+        return _without_control(experiment, moments, here)
+    phase = Phase(
+        {CHAMPION: 1.0 - stage.share, CHALLENGER: stage.share},
+        {arm: _users(here, arm) for arm in (CHAMPION, CHALLENGER)},
+    )
+    arms = {CHAMPION: here.get(CHAMPION, {}), CHALLENGER: here[CHALLENGER]}
+    return analyse(arms, analysis_plan(experiment), [phase])
+
+
+def _without_control(experiment: Experiment, moments: Mapping[str, ArmMoments], here: ArmMoments) -> Results:
+    """Where all users have the challenger nobody is left to compare with, and the champion's users of earlier are of
+    another time: the primary metric is not judged, guardrails are ceilings for the challenger alone."""
+    guardrails = [
+        Guardrail(g.metric, g.max_rise + _usual(experiment, moments, g.metric), "ceiling")
+        for g in experiment.guardrails
+    ]
+    plan = replace(analysis_plan(experiment), guardrails=tuple(guardrails))
+    found = analyse({CHAMPION: {}, CHALLENGER: here[CHALLENGER]}, plan)
+    told = "no control is left: guardrails are ceilings for the challenger alone, the primary metric is not judged"
+    return replace(found, arms=tuple(arm if arm.verdict == "harm" else replace(arm, reason=told) for arm in found.arms))
+
+
+def _usual(experiment: Experiment, moments: Mapping[str, ArmMoments], metric: str) -> float:
+    """What the champion's share of such requests was, with two standard errors on top, at the latest stage in which enough
+    of its users were seen; 0 when there was none."""
+    for stage in reversed(experiment.stages[: experiment.stage]):
+        found: Moments | None = moments.get(stage.name, {}).get(CHAMPION, {}).get(metric)
+        if found is not None and found.count >= experiment.guardrail_min_users:
+            share = float(value_and_gradient(found, "absolute")[0])
+            padded = with_one_bad_event(found)
+            variance = float(delta_variance(padded, value_and_gradient(padded, "absolute")[1]))
+            return share + 2 * math.sqrt(variance)
+    return 0.0
 
 
 def read_shadow(client: redis.Redis, experiment: str) -> ShadowCounts:
@@ -134,3 +170,8 @@ def _quantile(buckets: Sequence[tuple[float, float]], share: float) -> float:
 def _users(moments: ArmMoments, arm: str) -> int:
     found = moments.get(arm, {}).get(PRIMARY)
     return 0 if found is None else int(found.count)
+
+
+def _requests(moments: ArmMoments, arm: str) -> int:
+    found = moments.get(arm, {}).get(PRIMARY)
+    return 0 if found is None else int(found.sums_K[DENOMINATOR])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import uuid
 from dataclasses import dataclass, field
-from typing import cast
 
 import redis
 
@@ -43,9 +42,3 @@ class Lease:
     def release(self) -> None:
         """Give it back, if it is ours."""
         self.client.eval(_RELEASE, 1, LEASE_KEY, self.token)
-
-
-def holder(client: redis.Redis) -> str | None:
-    """Who has the lease: user@host/process."""
-    token = cast(bytes | None, client.get(LEASE_KEY))
-    return None if token is None else token.decode().rpartition("/")[0]

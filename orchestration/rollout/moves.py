@@ -18,8 +18,11 @@ from degre_prod.errors import BundleError, ConfigurationError, MismatchError, Se
 from degre_prod.schema import DataSchema
 from serving.bundles import fetch_local
 from serving.experiment import CHALLENGER, Design, Experiment
+from serving.moves import abort, present_plan, under_way
 from serving.plan import PlanArm, RolloutPlan, alone, weighted
-from serving.plan_store import Author, publish_plan, read_history, read_plan, redis_time
+from serving.plan_store import Author, publish_plan, read_history, redis_time
+
+__all__ = ["abort", "advance", "connected", "differs", "hold", "promote", "read_design", "rollback", "start"]
 
 Result = TypeVar("Result")
 
@@ -53,7 +56,7 @@ def read_design(file: Path, name: str | None = None) -> Design:
 
 def start(client: redis.Redis, bundle: Path, design: Design, author: Author) -> RolloutPlan:
     """Begin an experiment with a verified bundle as challenger; raises BundleError when it must not serve."""
-    plan = _plan(client)
+    plan = present_plan(client)
     if plan.experiment is not None:
         raise MismatchError(f"experiment {plan.experiment.id} is under way; promote or abort it first")
     if any(old.change and old.change.experiment == design.id for old in read_history(client)):
@@ -73,7 +76,7 @@ def start(client: redis.Redis, bundle: Path, design: Design, author: Author) -> 
 
 def advance(client: redis.Redis, author: Author, expected: int | None = None) -> RolloutPlan:
     """The next stage, whatever the figures say; after the last one the challenger is promoted."""
-    plan, experiment, challenger = _running(client, expected)
+    plan, experiment, challenger = under_way(client, expected)
     if experiment.stage == len(experiment.stages) - 1:
         return promote(client, author, expected)
     moved = experiment.model_copy(update={"stage": experiment.stage + 1, "since": redis_time(client)})
@@ -83,7 +86,7 @@ def advance(client: redis.Redis, author: Author, expected: int | None = None) ->
 
 def hold(client: redis.Redis, author: Author, *, held: bool) -> RolloutPlan:
     """Leave the experiment at its stage (a breach still ends it), or let the machine go on."""
-    plan, experiment, _ = _running(client)
+    plan, experiment, _ = under_way(client)
     if experiment.held == held:
         raise MismatchError(f"experiment {experiment.id} is {'held already' if held else 'not held'}")
     changed = experiment.model_copy(update={"held": held})
@@ -92,21 +95,14 @@ def hold(client: redis.Redis, author: Author, *, held: bool) -> RolloutPlan:
 
 def promote(client: redis.Redis, author: Author, expected: int | None = None) -> RolloutPlan:
     """The challenger serves everybody and the experiment is over."""
-    plan, experiment, challenger = _running(client, expected)
+    plan, experiment, challenger = under_way(client, expected)
     author = replace(author, action="promote", experiment=experiment.id)
     return publish_plan(client, alone(challenger), plan.version, None, author)
 
 
-def abort(client: redis.Redis, author: Author) -> RolloutPlan:
-    """The champion serves everybody and the experiment is over."""
-    plan, experiment, _ = _running(client)
-    author = replace(author, action="abort", experiment=experiment.id)
-    return publish_plan(client, alone(plan.champion), plan.version, None, author)
-
-
 def rollback(client: redis.Redis, author: Author, expected: int | None = None) -> RolloutPlan:
     """One step back: a running experiment ends; without one, the champion before the present one serves again."""
-    plan = _plan(client, expected)
+    plan = present_plan(client, expected)
     if plan.experiment is not None:
         author = replace(author, action="rollback", experiment=plan.experiment.id)
         return publish_plan(client, alone(plan.champion), plan.version, None, author)
@@ -134,22 +130,6 @@ def differs(challenger: DataSchema, champion: DataSchema) -> str | None:
     if missing := sorted({o.name for o in champion.objectives} - {o.name for o in challenger.objectives}):
         return f"it takes no feedback on {', '.join(missing)}"
     return None
-
-
-def _plan(client: redis.Redis, expected: int | None = None) -> RolloutPlan:
-    plan = read_plan(client)
-    if plan is None:
-        raise MismatchError("there is no rollout plan yet; `degre bundle activate` names the first champion")
-    if expected is not None and plan.version != expected:
-        raise MismatchError(f"the rollout plan is at version {plan.version}, not {expected}; read it again")
-    return plan
-
-
-def _running(client: redis.Redis, expected: int | None = None) -> tuple[RolloutPlan, Experiment, PlanArm]:
-    plan = _plan(client, expected)
-    if plan.experiment is None or plan.challenger is None:
-        raise MismatchError("no experiment is under way; `degre rollout start` begins one")
-    return plan, plan.experiment, plan.challenger
 
 
 def _champion(plan: RolloutPlan) -> Bundle | None:

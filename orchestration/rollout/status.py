@@ -9,10 +9,10 @@ import redis
 from degre_prod.errors import MismatchError
 from orchestration.rollout.decide import decide
 from orchestration.rollout.evidence import gather
-from orchestration.rollout.lease import holder
+from orchestration.rollout.figures import figures
 from serving.plan import RolloutPlan
-from serving.plan_store import history_gaps, read_history, read_plan
-from serving.reports import ReplicaReport, read_reports
+from serving.plan_store import history_gaps, holder, read_history, read_plan
+from serving.reports import follows, read_reports
 
 
 def status(client: redis.Redis, history: int = 20) -> dict[str, Any]:
@@ -35,31 +35,9 @@ def status(client: redis.Redis, history: int = 20) -> dict[str, Any]:
     if plan.experiment is not None:
         evidence = gather(client, plan)
         decision = decide(plan, evidence)
-        document["experiment"] = {
-            "id": plan.experiment.id,
-            "stage": plan.experiment.now.name,
-            "share": plan.experiment.now.share,
-            "seconds": round((evidence.now - plan.experiment.since).total_seconds(), 1),
-            "held": plan.experiment.held,
-            "users": dict(evidence.users),
-            "shadow": evidence.shadow.as_dict(),
-            "results": evidence.results.as_dict() if evidence.results else None,
-            "next": decision.move,
-            "reason": decision.reason,
-            "waiting_for": list(decision.waiting_for),
-        }
+        document["experiment"] = figures(plan, evidence, decision)
         document["table"] = evidence.results.table() if evidence.results else ""
     return document
-
-
-def follows(report: ReplicaReport, plan: RolloutPlan) -> bool:
-    """Whether a replica serves what the plan says."""
-    challenger = plan.challenger.manifest_sha256 if plan.challenger else None
-    return (report.version, report.champion, report.challenger) == (
-        plan.version,
-        plan.champion.manifest_sha256,
-        challenger,
-    )
 
 
 def as_text(document: dict[str, Any]) -> str:
@@ -74,6 +52,7 @@ def as_text(document: dict[str, Any]) -> str:
         )
         if shadow := experiment["shadow"]:
             lines.append("shadow: " + ", ".join(f"{name} {value}" for name, value in shadow.items()))
+        lines.append("judge: " + _judge(experiment["judge"]))
         if document["table"]:
             lines.append(document["table"])
         lines.append(f"next: {experiment['next']}, {experiment['reason']}")
@@ -99,6 +78,16 @@ def as_text(document: dict[str, Any]) -> str:
 
 def _arm(arm: dict[str, Any]) -> str:
     return f"{arm['name']} {arm['manifest_sha256'][:12]} ({arm['weight']:.0%})"
+
+
+def _judge(judged: dict[str, Any] | None) -> str:
+    if judged is None:
+        return "none has valued the lists made in shadow; `degre rollout run --judge FOLDER` lets one"
+    told = "too few users for an interval"
+    if judged["low"] is not None:
+        told = f"{judged['effect']:+.2%} ({judged['low']:+.2%} … {judged['high']:+.2%})"
+    values = f"{judged['challenger']:.4g} a list against {judged['champion']:.4g}"
+    return f"{values}, {told}; one request of each of {judged['users']:,} users"
 
 
 def _change(plan: RolloutPlan) -> dict[str, Any]:

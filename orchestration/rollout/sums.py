@@ -9,8 +9,8 @@ import redis
 
 from degre_prod.experiments.moments import Moments, from_flat
 from serving.experiment import Experiment
+from serving.looks import PREFIX
 
-PREFIX = "degre:trial:"
 PRIMARY = "primary"
 METRICS = ("fallback", "error", "p99")
 KEPT_DAYS = 7
@@ -29,6 +29,11 @@ def users_key(experiment: str, stage: str) -> str:
     return f"{PREFIX}{experiment}:users:{stage}"
 
 
+def judged_users_key(experiment: str) -> str:
+    """The set of users of whom the judge has valued a request."""
+    return f"{PREFIX}{experiment}:judged"
+
+
 def read_moments(client: redis.Redis, experiment: str) -> dict[str, ArmMoments]:
     """Stage → arm → metric → moments."""
     flat: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
@@ -44,8 +49,8 @@ def read_moments(client: redis.Redis, experiment: str) -> dict[str, ArmMoments]:
 
 def let_expire(client: redis.Redis, experiment: Experiment) -> None:
     """The experiment is over: users' rows go after KEPT_DAYS, the arms' sums stay."""
-    for stage in experiment.stages:
-        client.expire(users_key(experiment.id, stage.name), KEPT_DAYS * 86_400)
+    for key in (judged_users_key(experiment.id), *(users_key(experiment.id, s.name) for s in experiment.stages)):
+        client.expire(key, KEPT_DAYS * 86_400)
 
 
 def crossed(client: redis.Redis, experiment: str) -> int:

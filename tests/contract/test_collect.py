@@ -29,6 +29,7 @@ from orchestration.collect.collector import FOLDER, collect, collected
 from orchestration.collect.files import REJECTED, alone, collected_files
 from orchestration.collect.forget import RECORD, forget
 from serving.event_log import SHARDS, added_key, shard_key, shard_of, stream_key
+from serving.shadow import lists_key
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 _number = itertools.count()
@@ -254,8 +255,10 @@ def test_a_user_is_forgotten_everywhere(client: redis.Redis, dataset: Path) -> N
     serve(client, "later", user=1)
     feed(client, "later", ("x", 1))
     feed(client, "r0", ("y", 2))
+    client.xadd(lists_key("trial"), {"record": "of any user"})
     found = forget(client, dataset, 1, AT)
     assert (found.served_entries, found.feedback_entries, found.logged_rows, found.feature_rows) == (1, 2, 3, 1)
+    assert not client.exists(lists_key("trial"))
     collect(client, dataset, WINDOWS, flush=True)
     assert {row["user_id"] for row in rows(dataset).values()} == {2}
     assert pq.read_table(dataset / "user_features.parquet")["user_id"].to_pylist() == [2]

@@ -6,8 +6,9 @@ import asyncio
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -99,15 +100,14 @@ def test_overload_is_shed_with_a_problem_document(http_server: HttpServer, clean
         ThreadPoolExecutor(8) as pool,
     ):
         features.gate.clear()
-        asked = [pool.submit(post, url, deadline_ms=400) for _ in range(8)]
-        answers = [a.result() for a in asked]
+        asked = [pool.submit(post, url, deadline_ms=10_000) for _ in range(8)]
+        first = list(islice(as_completed(asked, timeout=9), 5))  # refused at once, while three are under way
         features.gate.set()
-        refused = [a for a in answers if a.status_code != 200]
-        assert len(refused) == 5
+        refused = [a.result() for a in first]
+        assert [a.result().status_code for a in asked if a not in first] == [200] * 3
         for answer in refused:
             assert "serving.max_ongoing_requests" in is_problem(answer, 429)["detail"]
             assert answer.headers["retry-after"] == "1"
-            assert answer.elapsed.total_seconds() < 0.4  # before the deadline is lost
         assert metric(url, 'degre_shed_total{reason="ongoing"}') == 5
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -26,6 +25,7 @@ from degre_prod.bundle.manifest import read_manifest
 from degre_prod.config import load_settings
 from degre_prod.schema import load_schema
 from degre_prod.worlds.simulate import simulate
+from orchestration.bench.dying import children
 from orchestration.registry import open_registry
 from orchestration.retrain.champion import Champion, find_champion
 from orchestration.retrain.outcome import Outcome
@@ -57,19 +57,6 @@ SMALL: dict[str, Any] = {
 STEPS = (
     *("data gate", "validate", "training set", "drift gates", "encode", "evaluator", "evaluator gate", "mine"),
     *("generator", "bundle", "judge", "value gate", "bundle gate", "register", "activate"),
-)
-# what a night imports, so that sixteen nights needn't each
-IMPORTED = (
-    *("orchestration.retrain.night", "orchestration.retrain.report", "orchestration.features.training_set"),
-    *(
-        "orchestration.rollout",
-        "orchestration.report.plots",
-        "degre_prod.training.export",
-        "degre_prod.training.evaluator",
-    ),
-    *("degre_prod.training.generator", "degre_prod.training.judge", "degre_prod.bundle", "onnxruntime", "pandas"),
-    *("feast.infra.offline_stores.duckdb", "feast.infra.registry.sql", "mlflow.store.tracking.sqlalchemy_store"),
-    *("mlflow.store.model_registry.sqlalchemy_store", "degre_prod.validation", "scipy.stats"),
 )
 
 
@@ -191,10 +178,8 @@ def test_a_night_goes_on_from_the_champion_and_survives_kill_9_at_each_step(
 
     run = copied(first, tmp_path / "killed")
     collect_day(run / "data", 1, 260, unconfirmed=60, degrees=10)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
     for step in (*STEPS, "crown"):
-        child = context.Process(target=killed_after, args=(step, run, first.url))
+        child = children().Process(target=killed_after, args=(step, run, first.url))
         child.start()
         child.join(120)
         assert child.exitcode == -signal.SIGKILL, step

@@ -20,6 +20,7 @@ from degre_prod.config import Settings, load_settings
 from degre_prod.errors import ConfigurationError
 from serving import haproxy
 from serving.deploy import application
+from serving.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -96,9 +97,9 @@ def test_a_node_gets_its_environment_from_one_command(tmp_path: Path, capsys: py
 def test_the_proxy_itself_answers_with_a_problem_document(tmp_path: Path, status: int) -> None:
     """A configuration like Ray's under the wrapper, with a replica that is not there, or that ends every connection."""
     variables = haproxy.haproxy_variables(tmp_path, metrics_port=1, stats_port=2, drain_s=1)
-    port = haproxy.free_port()
+    port = free_port()
     with socket.create_server(("127.0.0.1", 0)) as replica:
-        address = f"127.0.0.1:{replica.getsockname()[1] if status == 502 else haproxy.free_port()}"
+        address = f"127.0.0.1:{replica.getsockname()[1] if status == 502 else free_port()}"
         config = tmp_path / "haproxy.cfg"
         config.write_text(
             "defaults\n mode http\n timeout connect 1s\n timeout client 5s\n timeout server 5s\n retries 0\n"

@@ -211,9 +211,14 @@ def test_bench_tells_honest_ways_from_peeking(tmp_path: Path) -> None:
 
 
 def test_plot_over_time() -> None:
-    looks = [(float(n), look(arm(n * 1000, 1.05))) for n in (1, 5, 20)]
-    drawn, empty = effect_over_time(looks, "challenger", 0.05), effect_over_time([(0.0, look({}))], "challenger", 0.05)
-    assert "FillBetween" in drawn
+    def span(users: int) -> tuple[float, float, float, float]:
+        primary = look(arm(users, 1.05)).arms[0].primary
+        return users / 1000, primary.effect, primary.low, primary.high
+
+    unknown = (0.0, float("nan"), -float("inf"), float("inf"))
+    drawn = effect_over_time({"5%": [unknown, span(1000), span(5000)], "25%": [span(20000)], "50%": []}, "clicks", 0.05)
+    empty = effect_over_time({"5%": [unknown]}, "clicks", 0.05)
+    assert drawn.count('id="FillBetween') == 2  # one for each stage that knows something
     assert "too few users yet" not in drawn
     assert "FillBetween" not in empty
     assert "too few users yet" in empty

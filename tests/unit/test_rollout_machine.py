@@ -20,11 +20,20 @@ from orchestration.rollout.accounts import Accounts
 from orchestration.rollout.controller import Controller, ended
 from orchestration.rollout.decide import exceeds
 from orchestration.rollout.evidence import Evidence, ShadowCounts, gather, read_shadow, results
-from orchestration.rollout.lease import Lease, holder
+from orchestration.rollout.lease import Lease
 from orchestration.rollout.status import as_text, status
 from orchestration.rollout.sums import crossed, read_moments
 from serving.plan import RolloutPlan
-from serving.plan_store import LEASE_KEY, Author, history_gaps, publish_plan, read_history, read_plan, redis_time
+from serving.plan_store import (
+    LEASE_KEY,
+    Author,
+    history_gaps,
+    holder,
+    publish_plan,
+    read_history,
+    read_plan,
+    redis_time,
+)
 from serving.shadow import SHADOW_KEY
 
 

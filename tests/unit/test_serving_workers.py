@@ -25,8 +25,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def pool() -> Iterator[Callable[..., Workers]]:
     made: list[Workers] = []
 
-    def make(threads: int = 2, most_waiting: int = 10) -> Workers:
-        made.append(Workers(threads, name="test", most_waiting=most_waiting))
+    def make(threads: int = 2, most_waiting: int = 10, patience_s: float = 0.0) -> Workers:
+        made.append(Workers(threads, name="test", most_waiting=most_waiting, patience_s=patience_s))
         return made[-1]
 
     yield make
@@ -40,6 +40,35 @@ def test_results_and_errors_come_back(pool: Callable[..., Workers]) -> None:
         assert await workers.submit(lambda: 7, Deadline(1000)) == 7
         with pytest.raises(ZeroDivisionError):
             await workers.submit(lambda: 1 // 0, Deadline(1000))
+
+    asyncio.run(ask())
+
+
+def test_with_patience_one_job_runs_at_a_time_and_another_beside_one_that_hangs(pool: Callable[..., Workers]) -> None:
+    async def most_at_once(workers: Workers) -> int:
+        lock, running, most = threading.Lock(), 0, 0
+
+        def job() -> None:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.002)
+            with lock:
+                running -= 1
+
+        await asyncio.gather(*(workers.submit(job, Deadline(10_000)) for _ in range(10)))
+        return most
+
+    async def ask() -> None:
+        assert await most_at_once(pool()) == 2
+        assert await most_at_once(pool(patience_s=30.0)) == 1
+        workers, gate = pool(patience_s=0.02), threading.Event()
+        hung = workers.submit(gate.wait, Deadline(10_000))
+        assert await workers.submit(lambda: "beside it", Deadline(10_000)) == "beside it"
+        assert not hung.done()
+        gate.set()
+        await hung
 
     asyncio.run(ask())
 
