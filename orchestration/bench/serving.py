@@ -54,14 +54,16 @@ def bench_serving(candidates: int, length: int) -> dict[str, Any]:
         materialize(dataset, root / "registry.db", redis_url)
         with _naive(script, root, dataset, redis_url) as url:
             naive = _closed(f"{url}/v1/rerank", bodies)
-        with running_service(root / "bundle", _settings(replicas=1), redis_url) as url:
+        settings = Settings.model_validate({"serving": {"cache": False, "port": 0}})
+        with running_service(root / "bundle", settings, redis_url) as url:
             ours = _closed(f"{url}/v1/rerank", bodies)
             trivial = _closed(f"{url}/healthz", ())
-            one_replica = _open(f"{url}/v1/rerank", bodies, ours["throughput"] / 2)
-        cores = len(os.sched_getaffinity(0))
-        with running_service(root / "bundle", _settings(replicas=cores), redis_url) as url:
-            highest = _throughput(f"{url}/v1/rerank", bodies)
-            tail = _open(f"{url}/v1/rerank", bodies, highest / 2)
+            half = ours["throughput"] / 2
+            tail = [
+                measure(Load(f"{url}/v1/rerank", bodies, OPEN_CONNECTIONS, OPEN_S, half, seed))
+                for seed in range(REPEATS)
+            ]
+    p50, p99 = (median(m.quantile_ms(q) for m in tail) for q in (0.5, 0.99))
     return {
         "bench": "serving",
         "candidates": candidates,
@@ -70,44 +72,26 @@ def bench_serving(candidates: int, length: int) -> dict[str, Any]:
         "throughput_vs_naive": round(ours["throughput"] / naive["throughput"], 2),
         "p50_vs_naive": round(naive["p50_ms"] / ours["p50_ms"], 2),
         "p50_vs_naive_one_connection": round(naive["one_connection_p50_ms"] / ours["one_connection_p50_ms"], 2),
-        "open_loop": {"replicas": cores, "highest_throughput": round(highest, 1), **tail},
-        "open_loop_one_replica": {"replicas": 1, "highest_throughput": ours["throughput"], **one_replica},
+        "open_loop": {
+            "rate": round(half, 1),
+            "p50_ms": round(p50, 2),
+            "p99_ms": round(p99, 2),
+            "p99_over_p50": round(p99 / p50, 2),
+            "sent_late_p99_ms": round(median(float(np.quantile(m.late_ms, 0.99)) for m in tail), 2),
+            "repeats": [
+                {f"p{round(q * 100)}_ms": round(m.quantile_ms(q), 2) for q in (0.5, 0.9, 0.99, 1.0)} for m in tail
+            ],
+            **_answers(tail),
+        },
         "service": ours,
         "naive": naive,
         "http_and_serve_alone": trivial,
         "how": (
             f"private Redis, services one after the other, load generator on the same machine; closed loop {REPEATS} × "
-            f"{CLOSED_S:.0f} s after {WARM_S:.0f} s of warming up, open loop {REPEATS} × {OPEN_S:.0f} s, medians; ratios to the "
-            "common way with one replica each, open loop at half of the highest throughput with one replica a core; "
+            f"{CLOSED_S:.0f} s after {WARM_S:.0f} s of warming up, open loop {REPEATS} × {OPEN_S:.0f} s, medians; "
             f"{ITEMS} items by Zipf's law, result cache off, item table on, deadline 100 ms"
         ),
         "machine": machine(),
-    }
-
-
-def _settings(replicas: int) -> Settings:
-    return Settings.model_validate({"serving": {"cache": False, "port": 0, "replicas": replicas}})
-
-
-def _throughput(url: str, bodies: Sequence[str]) -> float:
-    """Requests a second at CONNECTIONS, after warming up."""
-    texts = tuple(bodies)
-    measure(Load(url, texts, CONNECTIONS, WARM_S))
-    return median(measure(Load(url, texts, CONNECTIONS, CLOSED_S)).throughput for _ in range(REPEATS))
-
-
-def _open(url: str, bodies: Sequence[str], rate: float) -> dict[str, Any]:
-    """Open loop at `rate` requests a second: latency from when a request was due, the median of the repeats."""
-    runs = [measure(Load(url, tuple(bodies), OPEN_CONNECTIONS, OPEN_S, rate, seed)) for seed in range(REPEATS)]
-    p50, p99 = (median(m.quantile_ms(q) for m in runs) for q in (0.5, 0.99))
-    return {
-        "rate": round(rate, 1),
-        "p50_ms": round(p50, 2),
-        "p99_ms": round(p99, 2),
-        "p99_over_p50": round(p99 / p50, 2),
-        "sent_late_p99_ms": round(median(float(np.quantile(m.late_ms, 0.99)) for m in runs), 2),
-        "repeats": [{f"p{round(q * 100)}_ms": round(m.quantile_ms(q), 2) for q in (0.5, 0.9, 0.99, 1.0)} for m in runs],
-        **_answers(runs),
     }
 
 
