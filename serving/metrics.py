@@ -34,7 +34,6 @@ class Metrics:
         )
         self._ready = self._gauge("degre_ready", "1 when the bundle is loaded and warm")
         self._swaps = self._counter("degre_swaps", "Rollout plans by what became of them", "fate")
-        self._bundle = self._gauge("degre_bundle", "1 for each bundle that serves", "sha256")
         self._info = self._gauge("degre_bundle_info", "1 for each bundle that serves, with its role", "sha256", "role")
         self._gauge("degre_build_info", "1, with the version of the package", "version").labels(__version__).set(1)
         self._plan = self._gauge("degre_plan_version", "Version of the plan followed, 0 without one")
@@ -44,7 +43,6 @@ class Metrics:
         self._ongoing = self._gauge("degre_ongoing", "Requests under way")
         self._queues = self._gauge("degre_queue", "What waits in the replica, by queue", "queue")
         self._cancelled = self._counter("degre_cancelled", "Requests whose client went away")
-        self._arms = self._counter("degre_arms", "Lists by arm, while an experiment runs", "arm")
         self._shadow = self._counter("degre_shadow", "Lists for the challenger in shadow, by outcome", "outcome")
         self._readable.set(1)
 
@@ -68,10 +66,6 @@ class Metrics:
             self._degraded.labels(reason.partition(":")[0]).inc()
         for stage, ms in timings_ms.items():
             self._stages.labels(stage).observe(ms / 1000)
-
-    def arm(self, name: str) -> None:
-        """One list answered by an arm of an experiment."""
-        self._arms.labels(name).inc()
 
     def shadow(self, outcome: str) -> None:
         """One list that the challenger was asked for in shadow: ok, failed, late, other (not its fault) or dropped."""
@@ -110,10 +104,8 @@ class Metrics:
 
     def serving(self, bundles: Sequence[str], plan_version: int) -> None:
         """sha256 of the bundles that answer from now on, and the plan that says so (0: none)."""
-        self._bundle.clear()
         self._info.clear()
         for sha256, role in zip(bundles, ("champion", "challenger"), strict=False):
-            self._bundle.labels(sha256).set(1)
             self._info.labels(sha256, role).set(1)
         self._plan.set(plan_version)
 

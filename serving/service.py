@@ -199,8 +199,8 @@ class Service:
         structlog.contextvars.bind_contextvars(request_id=prepared.request.request_id)
         deadline = engine.deadline(received, started)
         parse_ms = deadline.elapsed_ms()
-        stages = StageTimes()
-        if self.traces is not None:
+        stages = None if self.traces is None else StageTimes()
+        if stages is not None:
             stages["parse"] = parse_ms
             deadline.timings = stages
         answer = await self._in_time(engine, prepared, deadline)
@@ -215,7 +215,7 @@ class Service:
         self.metrics.answer(response.source, response.arm, response.degraded, response.timings_ms)
         if response.source == "generator":
             self.metrics.entities(len(prepared.request.candidate_ids), response.degraded)
-        if self.traces is not None:
+        if self.traces is not None and stages is not None:
             self.traces.answered(response, stages)
         if trial is not None:
             self._on_trial(trial, prepared, response)
@@ -227,8 +227,7 @@ class Service:
         return response
 
     def _on_trial(self, trial: Trial, prepared: Prepared, response: RerankResponse) -> None:
-        """Count the arm; in shadow, let the challenger answer a share of the champion's requests, too."""
-        self.metrics.arm(prepared.arm)
+        """In shadow, let the challenger answer a share of the champion's requests, too."""
         experiment = trial.experiment
         if trial.in_shadow and prepared.exposure and self._chance.random() < experiment.shadow.share:
             ours = response.source in OURS

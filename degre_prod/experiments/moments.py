@@ -79,12 +79,12 @@ def moments_of(
     if not np.isfinite(rows_UK).all():
         row = int((~np.isfinite(rows_UK)).any(1).argmax())
         raise DataError("a user's value is not finite", row=row, rule="finite")
-    return Moments(np.float64(len(rows_UK)), rows_UK.sum(0), rows_UK.T @ rows_UK)  # type: ignore[arg-type]
+    return Moments(np.asarray(float(len(rows_UK))), rows_UK.sum(0), rows_UK.T @ rows_UK)
 
 
 def no_moments(columns: int = COVARIATES) -> Moments:
     """Moments of no user."""
-    return Moments(np.float64(0), np.zeros(columns), np.zeros((columns, columns)))  # type: ignore[arg-type]
+    return Moments(np.zeros(()), np.zeros(columns), np.zeros((columns, columns)))
 
 
 def from_flat(flat: Mapping[str, float | str]) -> Moments:
@@ -100,7 +100,7 @@ def from_flat(flat: Mapping[str, float | str]) -> Moments:
         for k in range(j, columns):
             products_KK[j, k] = products_KK[k, j] = values[f"p{j}_{k}"]
     sums_K = np.array([values[f"s{k}"] for k in range(columns)])
-    return Moments(np.float64(values.get("n", 0.0)), sums_K, products_KK)  # type: ignore[arg-type]
+    return Moments(np.asarray(values.get("n", 0.0)), sums_K, products_KK)
 
 
 def change(before: Row | None, after: Row) -> dict[str, float]:

@@ -87,6 +87,10 @@ def become_node(
         state = state_variables(url, cluster)
         forget_clusters(url, cluster)
         password = urlsplit(url).password
+    import psutil  # type: ignore[import-untyped]  # comes with Feast
+
+    if any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"])):
+        raise ConfigurationError(f"a Ray node runs here already; {_RAY_FOLDER} is its own")
     for left in (folder, _RAY_FOLDER):  # sockets of the node that was killed here
         shutil.rmtree(left, ignore_errors=True)
     variables = node_environment(settings, folder) | state

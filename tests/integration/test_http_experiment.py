@@ -91,9 +91,10 @@ def test_each_arm_answers_its_users_and_says_so(clean_redis: str) -> None:
             assert record["exposure"] == (["trial", "half"] if user in counted else None)
             assert record["took_ms"] == answer["timings_ms"]["total"]
         metrics = httpx.get(f"{base}/metrics").text
-        assert f'degre_bundle{{sha256="{B}"}} 1.0' in metrics
+        assert f'degre_bundle_info{{role="challenger",sha256="{B}"}} 1.0' in metrics
         challenged = sum(a["arm"] == "challenger" for a in answers.values())
-        assert f'degre_arms_total{{arm="challenger"}} {challenged:.1f}' in metrics
+        counted_as = 'degre_rerank_total{arm="challenger",source="generator",status="200"}'
+        assert f"{counted_as} {challenged:.1f}" in metrics
         publish_plan(client, alone(arm(A)), 2)
         poll(lambda: ask(base, 7, 1)["arm"] == "champion")
         assert "experiment" not in ask(base, 8, 2)

@@ -130,7 +130,7 @@ def test_a_replica_follows_an_experiment_to_its_end(clean_redis: str) -> None:
         publish(client, plan_at(1, version=3))
         assert replica.arms() == "ab"
         assert replica.loaded == ["b"]
-        assert replica.metrics.value("degre_bundle", sha256=B) == 1
+        assert replica.metrics.value("degre_bundle_info", sha256=B, role="challenger") == 1
         publish_plan(client, alone(arm(B)), 3)
         assert replica.arms() == "b"
         assert replica.metrics.value("degre_swaps_total", fate="promoted") == 1

@@ -133,8 +133,8 @@ def test_following_swaps_goes_back_and_refuses(clean_redis: str, tmp_path: Path)
         assert metrics.value("degre_plan_readable") == 0
         assert metrics.value("degre_swaps_total", fate="loaded") == 2
         assert metrics.value("degre_swaps_total", fate="went_back") == 1
-        assert metrics.value("degre_bundle", sha256=C) == 1
-        assert metrics.value("degre_bundle", sha256=A) == 0
+        assert metrics.value("degre_bundle_info", sha256=C, role="champion") == 1
+        assert metrics.value("degre_bundle_info", sha256=A, role="champion") == 0
         follower.close()
 
 

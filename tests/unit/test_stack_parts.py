@@ -252,6 +252,21 @@ def test_prometheus_keeps_the_replicas_it_knows_while_redis_is_away(tmp_path: Pa
         thread.join(10)
 
 
+def test_a_node_leaves_the_files_of_one_that_runs_here_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    import psutil
+
+    from orchestration.stack.node import become_node
+
+    (tmp_path / "kept").touch()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t" * 32)
+    monkeypatch.setattr(psutil, "process_iter", lambda _: [SimpleNamespace(info={"name": "raylet"})])
+    with pytest.raises(ConfigurationError, match="a Ray node runs here already"):
+        become_node("worker", Settings(), tmp_path, "ray-head", cpus=1, store_mb=100, state_in_redis=False)
+    assert (tmp_path / "kept").exists()
+
+
 def test_a_node_without_rays_token_or_redis_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestration.stack.node import become_node
 
