@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from degre_prod.config import ServingConfig
 from degre_prod.errors import ConfigurationError
+from orchestration.bench.aged import alternate, fresh_service, ratio
 from orchestration.bench.bed import bed, replica_pids, service
 from orchestration.bench.load import Load, Sample, percentile, reasons
 from orchestration.bench.report import machine
@@ -29,39 +29,30 @@ MOST_RATE = 150.0  # the load stays moderate on any machine
 SETTLE_SHARE = 0.25  # of the time, until memory is looked at: 5 of 20 minutes
 EVERY_S = 2.0
 COMPARED = 1000
-WORK = 20  # documents of the fixed piece of work: a few milliseconds
-WORK_DOCUMENT: dict[str, list[object]] = {
-    "numbers": [i / 7 for i in range(100)],
-    "names": [f"item_{i}" for i in range(100)],
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The replica's process: minutes since the load began to count, resident bytes, seconds of processor time so far.
-
-    `work_ms`: processor time that a fixed piece of work takes at that moment, which no service can change.
-    """
+    """The replica's process: minutes since the load began to count, resident bytes, seconds of processor time so far."""
 
     minute: float
     resident_bytes: int
     cpu_s: float
-    work_ms: float
 
 
 def bench_soak(minutes: float) -> dict[str, Any]:
     """Open loop at half the throughput of 16 busy connections; the replica's memory and processor time every two seconds.
 
     Counted from WARM_S after the load began. `memory_growth`: the mean of the last tenth of the time over that of the
-    tenth after the first quarter, less 1. `p50_last_vs_first`: of the last and the first 1,000 requests. A slower service is told
-    from a slower machine by `work_ms_by_minute`, a fixed piece of work timed all along, in whose units
-    `p50_by_work_last_vs_first` holds the same two p50, and by what a request costs the replica (`cpu_ms_by_minute`).
+    tenth after the first quarter, less 1. `p50_last_vs_first`: of the last and the first 1,000 requests, which a machine
+    changes as much as a service could; so in the end the service takes turns with one just started (`p50_aged_vs_fresh`).
     Raises ConfigurationError below a minute.
     """
     if minutes < 1:
         raise ConfigurationError("--minutes: at least 1 is needed for a comparison")
     # More than are sent within a cache entry's life, so that every request is computed.
     different = ceil(MOST_RATE * ServingConfig().cache_ttl_seconds * 1.25)
+    outside = dict(os.environ)
     with bed(count=different) as made, service(made) as url:
         settle_heap()
         highest = asyncio.run(_throughput(url, made.requests))
@@ -74,15 +65,13 @@ def bench_soak(minutes: float) -> dict[str, Any]:
             while (now := time.monotonic() - started) < minutes * 60:
                 readings.append(_read(pid, now / 60))
                 time.sleep(EVERY_S)
+        with fresh_service(made.first.path, made.redis_url, outside) as fresh_url:
+            aged_ms, fresh_ms = alternate(url, fresh_url, made.requests, rate, WARM_S)
     samples = sorted((s for s in load.samples if s.due >= started), key=lambda s: s.due)
     by_minute = [[s for s in samples if m <= (s.due - started) / 60 < m + 1] for m in range(int(minutes))]
     first, last = (_p50(part) for part in (samples[:COMPARED], samples[-COMPARED:]))
     p50s = [_p50(part) for part in by_minute]
     cpus = [_cpu_s(readings, m, m + 1) / max(len(part), 1) * 1000 for m, part in enumerate(by_minute)]
-    compared_minutes = COMPARED / rate / 60
-    work_first, work_last = (
-        _work(readings, a, b) for a, b in ((0, compared_minutes), (minutes - compared_minutes, minutes))
-    )
     settled, end = (
         _resident(readings, a * minutes, b * minutes) for a, b in ((SETTLE_SHARE, SETTLE_SHARE + 0.1), (0.9, 1.0))
     )
@@ -103,22 +92,14 @@ def bench_soak(minutes: float) -> dict[str, Any]:
         "p50_first_ms": round(first, 3),
         "p50_last_ms": round(last, 3),
         "p50_last_vs_first": round(last / first, 3),
-        "work_ms_by_minute": [round(_work(readings, m, m + 1), 3) for m in range(int(minutes))],
-        "p50_by_work_last_vs_first": round(last / first * work_first / work_last, 3),
-        "p50_per_cpu_last_vs_first": round(creep(p50s, cpus), 3),
+        "p50_aged_ms": [round(p50, 2) for p50 in aged_ms],
+        "p50_fresh_ms": [round(p50, 2) for p50 in fresh_ms],
+        "p50_aged_vs_fresh": round(ratio(aged_ms, fresh_ms), 3),
         "p99_ms": round(percentile([s.took_ms for s in samples], 0.99), 2),
         "sent_late_p99_ms": round(percentile([s.late_ms for s in samples], 0.99), 2),
         "reasons": dict(reasons(samples)),
         "machine": machine(),
     }
-
-
-def creep(p50_ms: Sequence[float], cpu_ms: Sequence[float]) -> float:
-    """Last minute over first of the p50 in units of the replica's own processor time a request.
-
-    A machine that gets slower or faster for all moves both alike; a service that creeps (queues, pauses, locks) does not.
-    """
-    return (p50_ms[-1] / cpu_ms[-1]) / (p50_ms[0] / cpu_ms[0])
 
 
 async def _throughput(url: str, requests: Sequence[RerankRequest]) -> float:
@@ -143,16 +124,7 @@ def _read(pid: int, minute: float) -> Reading:
     process = Path(f"/proc/{pid}")
     pages = int((process / "statm").read_text().split()[1])
     user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]  # the name may hold anything
-    cpu_s = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return Reading(minute, pages * os.sysconf("SC_PAGE_SIZE"), cpu_s, _timed_work())
-
-
-def _timed_work() -> float:
-    """Milliseconds of this thread's processor time for JSON made and parsed, what requests are mostly made of."""
-    began = time.thread_time()
-    for _ in range(WORK):
-        json.loads(json.dumps(WORK_DOCUMENT))
-    return (time.thread_time() - began) * 1000
+    return Reading(minute, pages * os.sysconf("SC_PAGE_SIZE"), (int(user) + int(system)) / os.sysconf("SC_CLK_TCK"))
 
 
 def _between(readings: Sequence[Reading], start: float, end: float) -> list[Reading]:
@@ -161,10 +133,6 @@ def _between(readings: Sequence[Reading], start: float, end: float) -> list[Read
 
 def _resident(readings: Sequence[Reading], start: float, end: float) -> float:
     return mean(r.resident_bytes for r in _between(readings, start, end))
-
-
-def _work(readings: Sequence[Reading], start: float, end: float) -> float:
-    return median(r.work_ms for r in _between(readings, start, end))
 
 
 def _cpu_s(readings: Sequence[Reading], start: float, end: float) -> float:

@@ -12,12 +12,12 @@ from serving_fakes import FakeFeatures, fake_engine
 from serving_server import served
 from typer.testing import CliRunner
 
-from orchestration.bench import decode, features
+from orchestration.bench import aged, decode, features
 from orchestration.bench.loadgen import Load, measure
-from orchestration.bench.soak import creep
 from orchestration.bench.timing import interleaved_ms
 from orchestration.cli import app
 from serving.features import FeatureReader
+from serving.protocol import RerankRequest
 
 # A deadline that a pause of the test process, which serves as well, does not reach.
 BODY = json.dumps({"user_id": 1, "candidates": [{"id": i} for i in (5, 9, 3)], "deadline_ms": 5000})
@@ -92,6 +92,15 @@ def test_the_common_way_lies_beside_the_package() -> None:
     assert (Path(__file__).parents[2] / "bench" / "naive_serving.py").is_file()
 
 
-def test_a_faster_machine_is_no_creep_and_a_slower_service_is() -> None:
-    assert creep([6.0, 5.0, 3.0], [4.0, 3.4, 2.0]) == pytest.approx(1.0)
-    assert creep([6.0, 7.0, 9.0], [4.0, 4.0, 4.0]) == pytest.approx(1.5)
+def test_an_aged_service_takes_turns_with_a_fresh_one_and_is_compared_pair_by_pair(
+    rerank_url: str, clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aged, "BLOCK", 10)
+    monkeypatch.setattr(aged, "LEAD", 2)
+    aged_url = rerank_url.removesuffix("/v1/rerank")
+    requests = [RerankRequest.model_validate_json(BODY)]
+    with served(fake_engine(FakeFeatures()), clean_redis) as fresh_url:
+        old, new = aged.alternate(aged_url, fresh_url, requests, rate=100.0, warm_s=0.1)
+    assert len(old) == len(new) == aged.PAIRS
+    assert min(old + new) > 0
+    assert aged.ratio([6.0, 5.0, 9.0], [4.0, 5.0, 6.0]) == pytest.approx(1.5)
