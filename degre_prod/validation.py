@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from degre_prod.artefact import written_aside
 from degre_prod.conform import conform, read_parquet
+from degre_prod.coverage import Coverage, coverage
 from degre_prod.errors import DataError
 from degre_prod.feature_tables import FeatureReport, validate_features
 from degre_prod.log_rules import RULES, broken_rules
@@ -26,6 +27,7 @@ from degre_prod.records import impression_columns
 from degre_prod.schema import DataSchema, load_schema
 
 LOG, REJECTED = "impressions.parquet", "rejected.parquet"
+NOT_WRITTEN = "; `degre data validate` writes the rejected rows aside"
 
 
 class _Frozen(BaseModel):
@@ -63,6 +65,7 @@ class DatasetReport(_Frozen):
     log: ValidationReport
     user_features: FeatureReport
     item_features: FeatureReport
+    coverage: Coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,32 +117,48 @@ def validate_log(
     A log without any rejected row leaves no such file. Raises DataError for an unreadable or mistyped file, and when
     more than `max_rejected_share` of the rows are rejected, naming the most frequent rule and its first row.
     """
-    checked = check_log(path, schema, now_us=now_us)
     aside = rejected_to or path.parent / REJECTED
+    checked = check_log(path, schema, now_us=now_us)
+    _write_rejected(checked, aside)
+    _raise_if_too_many(checked.report, max_rejected_share, f"; the rejected rows are in {aside}")
+    return checked.report
+
+
+def _write_rejected(checked: CheckedLog, aside: Path) -> None:
     if checked.rejected.num_rows:
         with written_aside(aside) as temporary:
             pq.write_table(checked.rejected, temporary)
     else:
         aside.unlink(missing_ok=True)
-    _raise_if_too_many(checked.report, max_rejected_share, f"; the rejected rows are in {aside}")
-    return checked.report
 
 
 def accepted_log(path: Path, schema: DataSchema, *, now_us: int, max_rejected_share: float) -> pa.Table:
     """The rows of a log that keep every rule, with the contract's types; writes nothing. Raises as `validate_log`."""
     checked = check_log(path, schema, now_us=now_us)
-    _raise_if_too_many(checked.report, max_rejected_share, "; `degre data validate` writes the rejected rows aside")
+    _raise_if_too_many(checked.report, max_rejected_share, NOT_WRITTEN)
     return checked.accepted
 
 
-def validate_dataset(folder: Path, *, now_us: int, max_rejected_share: float) -> DatasetReport:
-    """Check a data set folder: its schema.yaml, log and feature tables. Raises SchemaError or DataError."""
+def validate_dataset(
+    folder: Path, *, now_us: int, max_rejected_share: float, write_rejected: bool = True
+) -> DatasetReport:
+    """Check a data set folder: its schema.yaml, log and feature tables. Raises SchemaError or DataError.
+
+    Rejected rows go to `rejected.parquet` beside the log, or nowhere without `write_rejected`.
+    """
     schema = load_schema(folder)
+    checked = check_log(folder / LOG, schema, now_us=now_us)
+    where = f"; the rejected rows are in {folder / REJECTED}"
+    if write_rejected:
+        _write_rejected(checked, folder / REJECTED)
+    _raise_if_too_many(checked.report, max_rejected_share, where if write_rejected else NOT_WRITTEN)
+    users, items = (validate_features(folder, schema, role, now_us=now_us) for role in ("user", "item"))
     return DatasetReport(
         dataset=schema.name,
-        log=validate_log(folder / LOG, schema, now_us=now_us, max_rejected_share=max_rejected_share),
-        user_features=validate_features(folder, schema, "user", now_us=now_us),
-        item_features=validate_features(folder, schema, "item", now_us=now_us),
+        log=checked.report,
+        user_features=users,
+        item_features=items,
+        coverage=coverage(checked.accepted, folder, schema),
     )
 
 

@@ -106,11 +106,13 @@ def validated(run: Run) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from degre_prod.artefact import written_aside
+    from degre_prod.encoding.splits import refuse_empty
     from degre_prod.schema import load_schema
     from degre_prod.validation import LOG, accepted_log, validate_dataset
 
     now_us, share = time.time_ns() // 1000, run.settings.data.max_rejected_share
     report = validate_dataset(run.dataset, now_us=now_us, max_rejected_share=share)
+    refuse_empty(report.coverage.requests_by_split)  # before anything long begins
     if report.log.rejected:
         accepted = accepted_log(run.dataset / LOG, load_schema(run.dataset), now_us=now_us, max_rejected_share=share)
         with written_aside(run.accepted) as aside:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -14,12 +13,9 @@ from serving.plan import PlanArm
 if TYPE_CHECKING:
     from degre_prod.bundle import Bundle
 
-Fetch = Callable[[str], Path]
-"""Takes a bundle URI, returns a local folder; raises BundleError when it cannot be had."""
-
 
 def fetch_local(uri: str) -> Path:
-    """A path or file:// URI. Other schemes (an object store) belong here, each as one function from URI to folder."""
+    """The folder that a path or file:// URI names; raises BundleError when it cannot be had."""
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
         raise BundleError(f"{uri}: a path or a file:// URI on this machine is needed")
@@ -31,12 +27,12 @@ def fetch_local(uri: str) -> Path:
     return path
 
 
-def load_arm(arm: PlanArm, fetch: Fetch = fetch_local) -> Bundle:
+def load_arm(arm: PlanArm) -> Bundle:
     """An arm's bundle; raises BundleError unless it is the one the plan means, whole, its recorded answers confirmed."""
     from degre_prod.bundle import load_bundle
     from degre_prod.bundle.manifest import MANIFEST
 
-    folder = fetch(arm.bundle_uri)
+    folder = fetch_local(arm.bundle_uri)
     try:
         found = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     except OSError as error:

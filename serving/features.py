@@ -157,7 +157,7 @@ def open_reader(schema: DataSchema, redis_url: str, serving: ServingConfig) -> F
     )
 
 
-def feast_connection(redis_url: str, *, timeout_ms: float | None = None) -> str:
+def feast_connection(redis_url: str) -> str:
     """Feast's connection string (`host:port,db=0,password="…",ssl=true`) for a redis:// or rediss:// URL.
 
     Query parameters pass through (`?ssl_ca_certs=/etc/ca.pem`). Raises ConfigurationError, which never repeats the
@@ -177,8 +177,6 @@ def feast_connection(redis_url: str, *, timeout_ms: float | None = None) -> str:
     # JSON strings, or Feast would read a password of digits as a number.
     options |= {name: json.dumps(unquote(value)) for name, value in strings.items() if value}
     options |= {"db": database} | ({"ssl": "true"} if parts.scheme == "rediss" else {})
-    if timeout_ms is not None:
-        options |= {"socket_timeout": timeout_ms / 1000, "socket_connect_timeout": timeout_ms / 1000}
     if wrong := sorted(name for name, value in options.items() if "," in str(value)):
         raise ConfigurationError(f"Redis URL: Feast's connection string allows no comma in {', '.join(wrong)}")
     return ",".join([f"{host}:{parts.port or 6379}", *(f"{name}={value}" for name, value in options.items())])

@@ -45,6 +45,9 @@ class Metrics:
         self._cancelled = self._counter("degre_cancelled", "Requests whose client went away")
         self._shadow = self._counter("degre_shadow", "Lists for the challenger in shadow, by outcome", "outcome")
         self._readable.set(1)
+        # A counter that first shows with its first event shows no increase, and what alerts on one would stay silent.
+        for counter, fate in ((self._log, "dropped"), (self._swaps, "refused"), (self._feedback, "refused")):
+            counter.labels(fate)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

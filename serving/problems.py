@@ -16,6 +16,7 @@ MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_ERRORS = 20
 PROXY_STATUSES = (502, 503, 504)  # HAProxy's own, when no replica has answered
 RETRY_STATUSES = (429, *PROXY_STATUSES)  # with Retry-After
+_SOON = {"Retry-After": "1"}
 # pydantic puts the tried branches of a union (an id is an int or a string) into the location; they are no fields.
 _UNION_BRANCHES = ("int", "str", "float", "constrained-int", "constrained-str", "constrained-float")
 
@@ -70,19 +71,19 @@ def invalid_field(field: str, message: str) -> Problem:
     return invalid([FieldError(field, message)])
 
 
-def unavailable(detail: str, retry_after_s: int = 1) -> Problem:
+def unavailable(detail: str) -> Problem:
     """503 with Retry-After."""
-    return Problem(503, detail, headers={"Retry-After": str(retry_after_s)})
+    return Problem(503, detail, headers=_SOON)
 
 
-def overloaded(detail: str, retry_after_s: int = 1) -> Problem:
+def overloaded(detail: str) -> Problem:
     """429 with Retry-After."""
-    return Problem(429, detail, headers={"Retry-After": str(retry_after_s)})
+    return Problem(429, detail, headers=_SOON)
 
 
 def unanswered(status: int) -> Problem:
     """What HAProxy answers with one of PROXY_STATUSES."""
-    return Problem(status, "no replica has answered", headers={"Retry-After": "1"})
+    return Problem(status, "no replica has answered", headers=_SOON)
 
 
 def from_validation(error: ValidationError) -> Problem:

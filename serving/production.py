@@ -39,6 +39,10 @@ def build(args: dict[str, Any]) -> Any:
         raise ConfigurationError("redis.url: set DEGRE_REDIS__URL on every node before `ray start`")
     if not any(token.get_secret_value() for token in settings.serving.tokens):
         raise ConfigurationError("serving.tokens: set DEGRE_SERVING__TOKENS on every node; a cluster is never open")
+    if "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ:  # Ray's own proxies would serve, many times slower
+        raise ConfigurationError(
+            'RAY_SERVE_ENABLE_HA_PROXY: `eval "$(python -m serving.haproxy FOLDER)"` on every node before `ray start`'
+        )
     load_bundle(arguments.bundle)
     # A replica's own runtime environment replaces the node's, so what concerns it is handed on.
     variables = {name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")}

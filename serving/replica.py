@@ -39,13 +39,6 @@ def build_engine(bundle: ServingBundle, settings: Settings) -> Engine:
     return Engine(bundle, features, cache, serving)
 
 
-def load_engine(bundle: Path, settings: Settings) -> Engine:
-    """The engine of a bundle folder; raises BundleError, ConfigurationError."""
-    from degre_prod.bundle import load_bundle
-
-    return build_engine(load_bundle(bundle), settings)
-
-
 class Replica:
     """What Ray Serve runs: it builds the application, and asks for the replica's health."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,15 +25,32 @@ FIT_ROWS = 6000  # rows the encoder's statistics are taken from, spread over the
 def boundaries_us(folder: Path, schema: DataSchema) -> tuple[int, int]:
     """Where validation and test start (µs since 1970): the schema's moments, else the last fifth and tenth of the requests."""
     if schema.validation_start and schema.test_start:
-        return round(schema.validation_start.timestamp() * 1e6), round(schema.test_start.timestamp() * 1e6)
+        return boundaries_in(schema, np.empty(0))
     parts = [pq.read_table(p, columns=["event_timestamp"])["event_timestamp"] for p in sorted(folder.glob("part-*"))]
-    times = np.sort(np.concatenate([pc.cast(p, "int64").to_numpy() for p in parts]))
+    return boundaries_in(schema, np.concatenate([pc.cast(p, "int64").to_numpy() for p in parts]))
+
+
+def boundaries_in(schema: DataSchema, at_R: np.ndarray) -> tuple[int, int]:
+    """`boundaries_us` of requests at these times (µs), of which there is at least one."""
+    if schema.validation_start and schema.test_start:
+        return round(schema.validation_start.timestamp() * 1e6), round(schema.test_start.timestamp() * 1e6)
+    times = np.sort(at_R)
     return int(times[int(len(times) * 0.8)]), int(times[int(len(times) * 0.9)])
 
 
 def split_of(time_us: int, boundaries: tuple[int, int]) -> Split:
     """The split of a request by its time."""
     return SPLITS[(time_us >= boundaries[0]) + (time_us >= boundaries[1])]
+
+
+def refuse_empty(requests_by_split: Mapping[Split, int] | Mapping[str, int]) -> None:
+    """Raises DataError, naming them, where splits have no request."""
+    if empty := [name for name, count in requests_by_split.items() if not count]:
+        raise DataError(
+            f"no request in split {', '.join(empty)}; set validation_start and test_start inside the log's time span, "
+            "or leave both out: the last fifth and tenth of the requests then validate and test",
+            file="schema.yaml",
+        )
 
 
 def split_rows(
@@ -60,12 +77,7 @@ def encode_splits(
     rows: dict[Split, list[TrainingRow]] = {name: [] for name in SPLITS}
     for row in read_rows(folder, schema):
         rows[split_of(row.request.event_timestamp_us, boundaries)].append(row)
-    empty = [name for name in SPLITS if not rows[name]]
-    if empty:
-        raise DataError(
-            f"no request in split {', '.join(empty)}; set validation_start and test_start inside the log's time span",
-            file="schema.yaml",
-        )
+    refuse_empty({name: len(rows[name]) for name in SPLITS})
     if encoder is None:
         stride = max(1, len(rows["train"]) // FIT_ROWS)
         encoder = fit_encoder(schema, ((r.request, r.user, r.items) for r in rows["train"][::stride]))

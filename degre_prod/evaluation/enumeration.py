@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
@@ -12,13 +11,7 @@ from degre_prod.worlds.truth import World
 _CHUNK = 16
 
 
-def all_values(
-    world: World,
-    user_ids_R: np.ndarray,
-    candidate_ids_RC: np.ndarray,
-    *,
-    progress: Callable[[int], object] | None = None,
-) -> np.ndarray:
+def all_values(world: World, user_ids_R: np.ndarray, candidate_ids_RC: np.ndarray) -> np.ndarray:
     """True values of every ordered list (R, X), lists in lexicographic order: X = 1,680 in small worlds."""
     C, L = candidate_ids_RC.shape[1], world.spec.list_length
     lists_XL = np.array(list(permutations(range(C), L)), dtype=np.int64)
@@ -27,8 +20,6 @@ def all_values(
         part = slice(start, start + _CHUNK)
         every = np.broadcast_to(lists_XL, (len(user_ids_R[part]), *lists_XL.shape))
         out[part] = world.true_values(user_ids_R[part], candidate_ids_RC[part], every)
-        if progress is not None:
-            progress(len(every))
     return out
 
 

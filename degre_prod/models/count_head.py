@@ -149,11 +149,6 @@ def make_head(form: str, width: int, slots: int, at_most_one: tuple[bool, ...]) 
     return StepHead(width, at_most_one) if form == "step" else MarkovHead(width, at_most_one)
 
 
-def at_least(P: Tensor) -> Tensor:
-    """P(V ≥ k) for k = 1 … t: (…, t)."""
-    return P.flip(-1).cumsum(-1).flip(-1)[..., 1:]
-
-
 def _observed(feedback_BOL: Tensor, carries_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """y_BLO, the count before each slot (B, L, O), and whether both are known (B, L)."""
     y = feedback_BOL.transpose(1, 2)

@@ -32,10 +32,10 @@ from orchestration.collect.rows import log_table
 from orchestration.collect.streams import (
     Entry,
     StreamId,
-    entries_added,
+    appended_and_held,
     feedback_entries,
     forget_entries,
-    ids_after,
+    ids_up_to,
     last_ms,
     served_entries,
 )
@@ -90,25 +90,37 @@ def collect(
 
 
 def collected(client: redis.Redis, folder: Path) -> Collected:
-    """The accounts of a folder and its streams."""
+    """The accounts of a folder and its streams. What waits is counted, not read: it may be gigabytes."""
     counts, files = Counts(), 0
-    held = {"served": 0, "feedback": 0}
+    waiting = {"served": 0, "feedback": 0}
     lost: dict[str, int | None] = {"served": 0, "feedback": 0}
     for shard in range(SHARDS):
-        commit = last_commit(folder, shard, 0.0)
         files += len(shard_files(folder, shard))
+        commit, streams = _shard_accounts(client, folder, shard)
         counts += commit.totals
+        for kind, (here, gone) in streams.items():
+            before = lost[kind]
+            waiting[kind] += here
+            lost[kind] = None if gone is None or before is None else before + gone
+    return Collected(counts, files, waiting["served"], waiting["feedback"], lost["served"], lost["feedback"])
+
+
+def _shard_accounts(client: redis.Redis, folder: Path, shard: int) -> tuple[Commit, dict[str, tuple[int, int | None]]]:
+    """A shard's last file, and by kind of stream how many entries wait and how many are lost."""
+    while True:
+        commit = last_commit(folder, shard, 0.0)
+        streams: dict[str, tuple[int, int | None]] = {}
         for kind, taken, position, settled in (
             ("served", commit.entries, commit.served_to, frozenset()),
             ("feedback", commit.feedback_entries, commit.feedback_to, commit.beyond),
         ):
-            here = sum(i not in settled for i in ids_after(client, shard_key(kind, shard), position))
-            held[kind] += here
-            added = entries_added(client, kind, shard)
+            added, held = appended_and_held(client, kind, shard)
+            early = list(ids_up_to(client, shard_key(kind, shard), max(settled, default=position)))
+            here = held - sum(i <= position or i in settled for i in early)
             forgotten = int(cast(bytes, client.get(forgotten_key(kind, shard))) or 0)
-            gone, before = None if added is None else added - taken - here - forgotten, lost[kind]
-            lost[kind] = None if gone is None or before is None else before + gone
-    return Collected(counts, files, held["served"], held["feedback"], lost["served"], lost["feedback"])
+            streams[kind] = here, None if added is None else added - taken - here - forgotten
+        if last_commit(folder, shard, 0.0).sequence == commit.sequence:
+            return commit, streams  # else a collector took entries meanwhile, which would look lost
 
 
 def forgotten_key(kind: str, shard: int) -> str:

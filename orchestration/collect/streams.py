@@ -52,9 +52,9 @@ def feedback_entries(client: redis.Redis, shard: int, after: StreamId) -> Iterat
     return _entries(client, shard_key("feedback", shard), after, None, _check_feedback)
 
 
-def ids_after(client: redis.Redis, key: str, after: StreamId) -> Iterator[StreamId]:
-    """Ids of the entries later than `after`."""
-    return (found for found, _ in _raw(client, key, after, None))
+def ids_up_to(client: redis.Redis, key: str, last: StreamId) -> Iterator[StreamId]:
+    """Ids of the entries up to and with `last`."""
+    return (found for found, _ in _raw(client, key, ORIGIN, id_text(last)))
 
 
 def forget_entries(client: redis.Redis, key: str, up_to: StreamId) -> None:
@@ -62,12 +62,15 @@ def forget_entries(client: redis.Redis, key: str, up_to: StreamId) -> None:
     client.xtrim(key, minid=id_text((up_to[0], up_to[1] + 1)), approximate=False)
 
 
-def entries_added(client: redis.Redis, kind: str, shard: int) -> int | None:
-    """How many entries replicas ever appended; None when there are entries and nobody counted them."""
-    counted = cast(bytes | None, client.get(added_key(kind, shard)))
+def appended_and_held(client: redis.Redis, kind: str, shard: int) -> tuple[int | None, int]:
+    """How many entries replicas ever appended (None when there are entries and nobody counted them) and how many there are
+    now, both of one moment: one appended in between would look lost."""
+    key = shard_key(kind, shard)
+    with client.pipeline(transaction=True) as pipeline:
+        counted, there, held = pipeline.get(added_key(kind, shard)).exists(key).xlen(key).execute()
     if counted is None:
-        return None if client.exists(shard_key(kind, shard)) else 0
-    return int(counted)
+        return None if there else 0, held
+    return int(counted), held
 
 
 def last_ms(client: redis.Redis, shard: int) -> int:
@@ -90,7 +93,7 @@ def moment(text: str) -> datetime:
 def _entries(
     client: redis.Redis, key: str, after: StreamId, up_to_ms: int | None, check: Callable[[Mapping[str, Any]], None]
 ) -> Iterator[Entry]:
-    for found, fields in _raw(client, key, after, up_to_ms):
+    for found, fields in _raw(client, key, after, "+" if up_to_ms is None else str(up_to_ms)):
         text = fields.get(b"record", b"").decode(errors="replace")
         try:
             record = json.loads(text)
@@ -101,11 +104,8 @@ def _entries(
             yield Entry(found, record, text)
 
 
-def _raw(
-    client: redis.Redis, key: str, after: StreamId, up_to_ms: int | None
-) -> Iterator[tuple[StreamId, dict[bytes, bytes]]]:
+def _raw(client: redis.Redis, key: str, after: StreamId, end: str) -> Iterator[tuple[StreamId, dict[bytes, bytes]]]:
     while True:
-        end = "+" if up_to_ms is None else str(up_to_ms)
         page = cast(list[Any], client.xrange(key, min=f"({id_text(after)}", max=end, count=PAGE))
         for raw_id, fields in page:
             after = parse_id(raw_id.decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
+    from degre_prod.coverage import Coverage
     from degre_prod.validation import DatasetReport
 
+HALF = 0.5
 app = typer.Typer(help="Bring logs and feature tables into the contract, and check them.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document as the last line")]
@@ -113,7 +117,12 @@ def _validate(dataset: Path, config: Path | None) -> DatasetReport:
     from degre_prod.validation import validate_dataset
 
     share = load_settings(config).data.max_rejected_share
-    return validate_dataset(dataset, now_us=time.time_ns() // 1000, max_rejected_share=share)
+    return validate_dataset(
+        dataset,
+        now_us=time.time_ns() // 1000,
+        max_rejected_share=share,
+        write_rejected=os.access(dataset, os.W_OK),  # a data set may be mounted for reading only
+    )
 
 
 def _finish(dst: Path, made: dict[str, Any], report: DatasetReport, as_json: bool) -> None:
@@ -145,9 +154,33 @@ def _print_report(report: DatasetReport, dataset: Path) -> None:
             first = log.first_by_rule[rule]
             rules.add_row(rule, f"{count:,}", str(first.row), first.column)
         console.print(rules)
-        console.print(f"Rejected rows and reasons: {dataset / 'rejected.parquet'}", soft_wrap=True)
+        aside = dataset / "rejected.parquet"
+        where = aside if os.access(dataset, os.W_OK) else "not written, the folder is not writable"
+        console.print(f"Rejected rows and reasons: {where}", soft_wrap=True)
     if log.ignored_columns:
         console.print(f"Columns outside the contract, ignored: {', '.join(log.ignored_columns)}", soft_wrap=True)
+    _print_coverage(report.coverage, console)
+
+
+def _print_coverage(found: Coverage, console: Console) -> None:
+    splits = ", ".join(f"{name} {count:,}" for name, count in found.requests_by_split.items())
+    console.print(f"Requests by split: {splits}", soft_wrap=True, highlight=False)
+    if empty := [name for name, count in found.requests_by_split.items() if not count]:
+        console.print(
+            f"No request in split {', '.join(empty)}: training will refuse this. Set validation_start and test_start inside the "
+            "log's time span, or leave both out.",
+            soft_wrap=True,
+        )
+    for role, share in (("users", found.known_users), ("candidates", found.known_candidates)):
+        console.print(
+            f"{role} with a feature row by the time of the request: {share:.1%}", soft_wrap=True, highlight=False
+        )
+        if share < HALF:
+            console.print(
+                f"Most {role} are unknown when they are asked for, and nothing can be learnt of them: do their ids agree, and do "
+                "event_timestamp and created_timestamp say when the values became known?",
+                soft_wrap=True,
+            )
 
 
 def _table(*headings: str) -> Table:

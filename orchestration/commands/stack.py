@@ -55,9 +55,13 @@ def bootstrap(
     data: Annotated[
         Path,
         typer.Option(
-            help="own data set (schema.yaml and its files) to copy and learn from; simulated if there is none"
+            help="own data set (schema.yaml and its files) to copy and learn from; simulated if there is none",
+            readable=False,  # who must be able to read it is said below
         ),
     ] = Path("/data"),
+    own_data: Annotated[
+        str, typer.Option(help="what is mounted at --data; if given, it must be a data set", envvar="OWN_DATA")
+    ] = "",
     world: Annotated[str, typer.Option(help="world to simulate without own data")] = "mixed",
     size: Annotated[str, typer.Option(help="small or large")] = "small",
     train: Annotated[int, typer.Option(help="training requests to simulate", min=1)] = 12_000,
@@ -78,7 +82,7 @@ def bootstrap(
 
     settings = load_settings(config)
     with redirect_stdout(sys.stderr):
-        document = fill(run, settings, redis_url(redis, settings), data, World(world, size, train=train))
+        document = fill(run, settings, redis_url(redis, settings), data, World(world, size, train=train), own_data)
     typer.echo(
         json.dumps(document) if as_json else f"{document['bundle']}: {', '.join(document['done']) or 'nothing to do'}"
     )
@@ -91,14 +95,20 @@ def deploy(
     follow: Annotated[
         bool, typer.Option(help="stay, and deploy it again whenever the cluster does not have it")
     ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="the nodes' configuration file (YAML): replicas start anew when it has changed")
+    ] = None,
 ) -> None:
     """Deploy the Serve application on the cluster, and wait until it runs or, with --follow, for ever.
 
     Example: degre stack deploy deploy/docker/application.yaml --address http://ray-head:8265 --follow
     """
-    from orchestration.stack.application import every, keep_deployed, read_document, serve_api
+    from orchestration.stack.application import every, keep_deployed, read_document, serve_api, with_settings
 
-    keep_deployed(serve_api(address), read_document(document), every(), until_running=not follow)
+    wanted = read_document(document)
+    if config is not None:
+        wanted = with_settings(wanted, config)
+    keep_deployed(serve_api(address), wanted, every(), until_running=not follow)
 
 
 @app.command()

@@ -17,11 +17,14 @@ from typing import Any, Literal
 import httpx
 import yaml
 
+from degre_prod.artefact import digest
+from degre_prod.config import load_settings
 from degre_prod.errors import ConfigurationError, ServiceError
 
 EVERY_S = 2.0
 AGAIN_S = 20.0  # between two times of sending the same document: deploying takes that long
 ANSWER_S = 10.0
+SEAL = "STACK_SETTINGS_SHA256"
 _PATH = "/api/serve/applications/"
 
 Look = Literal["running", "deploying", "absent", "failed", "away"]
@@ -83,6 +86,22 @@ def read_document(file: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
         raise ConfigurationError(f"{file}: {error}; a file for `serve deploy` is needed") from None
     raise ConfigurationError(f"{file}: no applications")
+
+
+def with_settings(document: dict[str, Any], config: Path) -> dict[str, Any]:
+    """The document with a hash of the nodes' configuration file in each application's environment.
+
+    A cluster builds an application, and reads its settings, only when the document differs from the one before: without the
+    hash a changed setting never reaches a replica. Raises ConfigurationError for a file that no replica could take.
+    """
+    load_settings(config)
+    seal = {SEAL: digest(config.read_text())}
+    applications = []
+    for app in document["applications"]:
+        environment = app.get("runtime_env") or {}
+        variables = {**environment.get("env_vars", {}), **seal}
+        applications.append({**app, "runtime_env": {**environment, "env_vars": variables}})
+    return {**document, "applications": applications}
 
 
 def keep_deployed(

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from degre_prod.artefact import replace_folder, write_text
+from degre_prod.artefact import MARK, write_text
 from degre_prod.bundle.manifest import MANIFEST
 from degre_prod.config import Settings
-from degre_prod.errors import DataError
+from orchestration.stack.own_data import SCHEMA_FILE, has_own, refuse_another, take_own
 
 if TYPE_CHECKING:
     from orchestration.run import Run
 
-SCHEMA_FILE = "schema.yaml"
-OWN = (SCHEMA_FILE, "impressions.parquet", "user_features.parquet", "item_features.parquet")
 REQUEST = "request.json"
 
 
@@ -34,11 +31,14 @@ class World:
     test: int = 500
 
 
-def bootstrap(folder: Path, settings: Settings, redis_url: str, own: Path, world: World) -> dict[str, Any]:
+def bootstrap(
+    folder: Path, settings: Settings, redis_url: str, own: Path, world: World, named: str = ""
+) -> dict[str, Any]:
     """Fill a run folder and Redis; returns which steps had something to do.
 
-    With a `schema.yaml` in `own` that data set is copied and learnt from, else the simulated world. Training runs in this
-    process: no cluster is needed yet. Raises DataError, FeatureError, TrainingError.
+    With a `schema.yaml` in `own` that data set is checked, copied and learnt from, else the simulated world. `named` is what
+    the user called it: something named must be a data set. Training runs in this process: no cluster is needed yet.
+    Raises DataError, SchemaError, FeatureError, TrainingError.
     """
     from orchestration import stages
     from orchestration.demo import validated
@@ -53,9 +53,12 @@ def bootstrap(folder: Path, settings: Settings, redis_url: str, own: Path, world
             done.append(name)
 
     data = folder / "data"
-    step("data", not (data / SCHEMA_FILE).is_file(), lambda: _data(data, own, world))
+    mounted, there = has_own(own, named), (data / SCHEMA_FILE).is_file()
+    if mounted and there:
+        refuse_another(own, data)
+    step("data", not there, lambda: take_own(own, data, settings, named) if mounted else _simulate(data, world))
     update: dict[str, Any] = {"scaling": settings.scaling.model_copy(update={"num_workers": 0})}
-    if not (own / SCHEMA_FILE).is_file():  # it shows the way: one form, not the best of three
+    if (data / MARK).is_file():  # simulated, to show the way: one form, not the best of three
         update["evaluator"] = settings.evaluator.model_copy(update={"prefix_state": "additive"})
     run = open_run(folder, settings.model_copy(update=update))
     step("features", not _materialised(redis_url), lambda: _materialise(run, redis_url))
@@ -76,10 +79,7 @@ def bootstrap(folder: Path, settings: Settings, redis_url: str, own: Path, world
     return {"run": str(folder), "bundle": str(run.bundle), "done": done}
 
 
-def _data(data: Path, own: Path, world: World) -> None:
-    if (own / SCHEMA_FILE).is_file():
-        copy_dataset(own, data)
-        return
+def _simulate(data: Path, world: World) -> None:
     from degre_prod.worlds.simulate import simulate
 
     simulate(
@@ -91,18 +91,6 @@ def _data(data: Path, own: Path, world: World) -> None:
         validation=world.validation,
         test=world.test,
     )
-
-
-def copy_dataset(own: Path, data: Path) -> None:
-    """Copy a data set, whole or not at all: what is collected goes into the copy. Raises DataError where a file is missing."""
-    if missing := [name for name in OWN if not (own / name).exists()]:
-        raise DataError(f"a data set has {', '.join(OWN)}; missing: {', '.join(missing)}", file=str(own))
-    aside = data.with_name(f".{data.name}.copying")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name in OWN:
-        (shutil.copytree if (own / name).is_dir() else shutil.copyfile)(own / name, aside / name)
-    replace_folder(aside, data)
 
 
 def _materialised(redis_url: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -59,6 +59,14 @@ def exporter(host: str, port: int, run: Path, redis_url: str) -> ThreadingHTTPSe
 
 
 def targets(client: redis.Redis) -> list[dict[str, object]]:
-    """Prometheus' HTTP service discovery: every replica that shows its metrics on a port of its own."""
+    """Prometheus' HTTP service discovery: every replica that shows its metrics on a port of its own.
+
+    Raises OutOfMemoryError while Redis is full: it takes no reports, and replicas that are well would seem gone.
+    """
+    from redis.exceptions import OutOfMemoryError
+
+    memory = cast(dict[str, Any], client.info("memory"))
+    if 0 < memory["maxmemory"] <= memory["used_memory"]:
+        raise OutOfMemoryError("Redis is full")
     shown = [report for report in read_reports(client) if report.metrics is not None]
     return [{"targets": [report.metrics], "labels": {"replica": report.replica}} for report in shown]

@@ -35,15 +35,26 @@ class StackCollector(Collector):
             ("log", lambda: event_log(self._run, self._client)),
             ("plan", lambda: plan_state(self._client)),
         )
+        away = False
         for name, read in sources:
             try:
-                found = list(read())
-            except Exception:  # whatever is wrong with one source, the others are still worth reading
+                found = [] if away else list(read())
+            except Exception as error:  # whatever is wrong with one source, the others are still worth reading
+                # A Redis that hangs is asked once: a time-out for each source takes longer than Prometheus waits.
+                away = _is_away(error)
                 up.add_metric([name], 0)
                 continue
-            up.add_metric([name], 1)
+            up.add_metric([name], 0 if away else 1)
             yield from found
         yield up
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether Redis did not answer, as against having answered that it would not."""
+    from redis import ConnectionError as Disconnected
+    from redis import TimeoutError as Late
+
+    return isinstance(error, Disconnected | Late)
 
 
 def nights(run: Path) -> Iterator[Metric]:

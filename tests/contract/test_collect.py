@@ -189,6 +189,23 @@ def test_what_redis_cut_away_is_counted_as_lost(client: redis.Redis, dataset: Pa
     assert collected(client, dataset / FOLDER).lost is None
 
 
+def test_what_waits_is_counted_without_reading_it(client: redis.Redis, dataset: Path) -> None:
+    now_ms = int(time.time() * 1000)
+    new = next(f"new{n}" for n in itertools.count() if shard_of(f"new{n}") == shard_of("old"))
+    feed(client, new, ("x", 1), ms=now_ms - 5)  # waits before deliveries that are settled
+    for n in range(3):
+        serve(client, "old", ms=now_ms - 700_000 + n)
+        feed(client, "old", (f"e{n}", 1), ms=now_ms + n)
+    assert collect(client, dataset, WINDOWS) == 1
+    for _ in range(50):
+        append(client, "served", new, "x" * 10_000)
+    sent = client.info("stats")["total_net_output_bytes"]
+    accounts = collected(client, dataset / FOLDER)
+    assert client.info("stats")["total_net_output_bytes"] - sent < 50_000
+    assert (accounts.waiting_served, accounts.waiting_feedback) == (50, 1)
+    assert (accounts.lost, accounts.lost_feedback) == (0, 0)
+
+
 def test_what_a_request_left_out_is_missing_not_a_broken_row(client: redis.Redis, dataset: Path) -> None:
     serve(client, "bare", upstream_scores={})
     serve(client, "more", upstream_scores={"rank": [0.1, None, 0.2, 0.3], "newer": [1, 1, 1, 1]}, context={"newer": 1})

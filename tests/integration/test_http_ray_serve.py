@@ -13,6 +13,7 @@ import redis
 from serving_server import poll
 from tiny_bundle import START_US, TinyWorld
 
+from degre_prod.bundle import load_bundle
 from degre_prod.config import Settings
 from degre_prod.errors import BundleError, ConfigurationError
 from orchestration.features.replay import OnlineFeed
@@ -20,7 +21,7 @@ from orchestration.features.store import open_store
 from orchestration.replay import to_http
 from serving.client import RerankClient
 from serving.deploy import running_service
-from serving.replica import load_engine
+from serving.replica import build_engine
 from serving.validation import validate
 
 GENEROUS = {"clock": "request", "port": 0, "redis_timeout_ms": 2000.0, "cpus_per_replica": 0.5}
@@ -89,7 +90,7 @@ def client_after_stop(url: str, world: TinyWorld) -> str:
 
 def test_the_engine_alone_explains(tiny: TinyWorld, clean_redis: str) -> None:
     configured = Settings.model_validate({"serving": GENEROUS, "redis": {"url": clean_redis}})
-    engine = load_engine(tiny.bundle.path, configured)
+    engine = build_engine(load_bundle(tiny.bundle.path), configured)
     row = next(r for r in tiny.rows if len(r.request.candidate_ids) >= 4)
     answer = engine.answer(engine.prepare(to_http(row.request, explain=True))).response
     assert len(answer.items) == 3

@@ -264,6 +264,9 @@ def test_what_a_night_starts_from(first: First, run: Path) -> None:
     assert warm.generator == champion.bundle
     assert warm.settings.evaluator.epochs == 1  # 0.4 of 2
     assert warm.settings.generator.learning_rate == settings.generator.learning_rate / 2
+    full = load_settings(None, SMALL | {"retrain": {"warm_epochs_share": 1, "warm_learning_rate_share": 1}})
+    long = decide_start(champion, schema, full, cold=False).settings
+    assert (long.evaluator.epochs, long.generator) == (full.evaluator.epochs, full.generator)
     for cold in (
         decide_start(None, schema, settings, cold=False),
         decide_start(champion, schema, settings, cold=True),

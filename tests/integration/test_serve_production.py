@@ -29,6 +29,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEGRE_REDIS__URL", "redis://127.0.0.1:6379/0")
     monkeypatch.setenv("DEGRE_SERVING__TOKENS", '["new", "old"]')
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
 
 
 def options(built: Any) -> Any:
@@ -62,8 +63,8 @@ def test_serve_yaml_builds_the_application(tiny: TinyWorld, secrets: None) -> No
         build(arguments | {"bundel": "x"})
 
 
-@pytest.mark.parametrize("missing", ["DEGRE_REDIS__URL", "DEGRE_SERVING__TOKENS"])
-def test_a_cluster_without_redis_or_tokens_is_refused(
+@pytest.mark.parametrize("missing", ["DEGRE_REDIS__URL", "DEGRE_SERVING__TOKENS", "RAY_SERVE_ENABLE_HA_PROXY"])
+def test_a_cluster_without_redis_tokens_or_haproxy_is_refused(
     tiny: TinyWorld,
     secrets: None,  # noqa: ARG001
     monkeypatch: pytest.MonkeyPatch,

@@ -8,7 +8,8 @@ import redis
 
 from degre_prod.bundle import load_bundle
 from degre_prod.config import load_settings
-from orchestration.stack.bootstrap import OWN, World, bootstrap
+from orchestration.stack.bootstrap import World, bootstrap
+from orchestration.stack.own_data import OWN
 from serving.protocol import RerankRequest
 
 SMALL = {

@@ -50,7 +50,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_container_is_bounded_restarts_and_is_not_open_to_the_world(name: str) -> None:
     service = SERVICES[name]
-    assert service["restart"] in ("unless-stopped", "on-failure")
+    assert service["restart"] in ("unless-stopped", "on-failure:3")
     assert service["mem_limit"]
     assert service["logging"]["options"]["max-size"]
     for port in service.get("ports", []):

@@ -1,8 +1,8 @@
 """Manifests under deploy/: Kubernetes' own schema, KubeRay's fields, and what they say of the command line and the image.
 
-Kubernetes' objects, pod templates included, are held against its published JSON schema (`kubernetes-validate`). KubeRay publishes
-its schema with the operator only: the fields of its resources below are those of its v1.6 API reference. The overlays are looked at as
-kustomize builds them, where `kubectl` or `kustomize` is on PATH.
+Kubernetes' objects, pod templates included, are held against its published JSON schema (`kubernetes-validate`), KubeRay's against
+what is known of its release (`kuberay.py`; against its own schema in test_kuberay_crds.py). The overlays are looked at as kustomize
+builds them, where `kubectl` or `kustomize` is on PATH.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from docs_commands import problem
+from kuberay import OPERATOR, cluster_of, problems
 
-from degre_prod.config import load_settings
+from degre_prod.config import load_settings, valid_keys
 from degre_prod.errors import ConfigurationError
 from orchestration.jobs.command import job_command
 
@@ -31,31 +32,6 @@ DOCKER = REPOSITORY / "deploy" / "docker"
 KUBERNETES = "1.33"
 OVERLAYS = ("base", "overlays/small", "overlays/production")
 KUSTOMIZE = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
-
-# type of each field; those marked * are required
-RAYJOB = {
-    "entrypoint": str, "backoffLimit": int, "activeDeadlineSeconds": int, "shutdownAfterJobFinishes": bool,
-    "ttlSecondsAfterFinished": int, "submissionMode": str, "submitterPodTemplate": dict, "rayClusterSpec": dict,
-    "clusterSelector": dict, "runtimeEnvYAML": str, "jobId": str, "suspend": bool, "metadata": dict,
-}  # fmt: skip
-RAYCLUSTER = {
-    "rayVersion": str, "authOptions": dict, "*headGroupSpec": dict, "workerGroupSpecs": list, "autoscalerOptions": dict,
-    "enableInTreeAutoscaling": bool, "suspend": bool, "gcsFaultToleranceOptions": dict,
-}  # fmt: skip
-RAYSERVICE = {
-    "serveConfigV2": str, "rayClusterConfig": dict, "upgradeStrategy": dict, "excludeHeadPodFromServeSvc": bool, "serveService": dict,
-    "rayClusterDeletionDelaySeconds": int,
-}  # fmt: skip
-HEAD = {"*rayStartParams": dict, "*template": dict, "serviceType": str}
-WORKERS = {
-    "*groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "*rayStartParams": dict, "*template": dict,
-}  # fmt: skip
-AUTH = {"mode": str, "secretName": str}
-GCS = {"redisUsername": dict, "redisPassword": dict, "externalStorageNamespace": str, "redisAddress": str}
-AUTOSCALER = {
-    "resources": dict, "image": str, "imagePullPolicy": str, "securityContext": dict, "idleTimeoutSeconds": int, "upscalingMode": str,
-    "version": str, "env": list, "envFrom": list, "volumeMounts": list,
-}  # fmt: skip
 
 
 def documents() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -82,18 +58,6 @@ def built(overlay: str) -> dict[str, dict[str, Any]]:
     return {f"{d['kind']} {d['metadata']['name']}": d for d in yaml.safe_load_all(done.stdout)}
 
 
-def fields(value: dict[str, Any], known: dict[str, Any]) -> None:
-    types = {name.removeprefix("*"): kind for name, kind in known.items()}
-    assert {name: type(v) for name, v in value.items()} == {name: types.get(name) for name in value}
-    assert {name[1:] for name in known if name.startswith("*")} <= set(value)
-
-
-def cluster_of(document: dict[str, Any]) -> dict[str, Any] | None:
-    spec = document.get("spec", {})
-    places = {"RayJob": spec.get("rayClusterSpec"), "RayCluster": spec, "RayService": spec.get("rayClusterConfig")}
-    return places.get(document["kind"])
-
-
 def pods(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The specs of every pod that a document makes."""
     cluster, templates = cluster_of(document), []
@@ -113,25 +77,7 @@ def check(document: dict[str, Any]) -> None:
     if document["apiVersion"] != "ray.io/v1":
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
         return
-    assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
-    assert set(document["metadata"]) - {"namespace", "labels"} in ({"name"}, {"generateName"})
-    if document["kind"] == "RayJob":
-        fields(document["spec"], RAYJOB)
-    if document["kind"] == "RayService":
-        fields(document["spec"], RAYSERVICE)
-        assert document["spec"]["upgradeStrategy"] in ({"type": "NewCluster"}, {"type": "None"})
-    cluster = cluster_of(document)
-    assert cluster is not None
-    fields(cluster, RAYCLUSTER)
-    fields(cluster["authOptions"], AUTH)
-    fields(cluster.get("gcsFaultToleranceOptions", {}), GCS)
-    fields(cluster.get("autoscalerOptions", {}), AUTOSCALER)
-    fields(cluster["headGroupSpec"], HEAD)
-    for group in cluster["workerGroupSpecs"]:
-        fields(group, WORKERS)
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    assert problems(document) == []
     for pod in pods(document):
         whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": pod}
         kubernetes_validate.validate(whole, KUBERNETES, strict=True)
@@ -169,9 +115,21 @@ def test_a_cluster_would_take_it(name: str) -> None:
         ("rayjob.yaml: RayJob", "spec.entryPoint", "degre retrain"),
         ("rayjob.yaml: RayJob", "spec.backoffLimit", "none"),
         ("rayjob.yaml: RayJob", "spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", 0),
+        ("rayjob.yaml: RayJob", "spec.rayClusterSpec.rayVersion", "2.51.0"),
+        ("rayjob.yaml: RayJob", "spec.shutdownAfterJobFinishes", False),
+        ("rayjob.yaml: RayJob", "spec.submitterPodTemplate.spec.restartPolicy", "Always"),
+        ("nightly.yaml: RayCluster", "spec.authOptions.mode", "tokens"),
+        ("nightly.yaml: RayCluster", "spec.gcsFaultToleranceOptions", {"redisPassword": {"value": "one"}}),
+        ("nightly.yaml: RayCluster", "spec.workerGroupSpecs.0.minReplicas", 3),
+        ("nightly.yaml: RayCluster", "metadata.name", "a" * 54),
         ("storage.yaml: PersistentVolumeClaim", "spec.accessMode", ["ReadWriteMany"]),
         ("serve.yaml: RayService", "spec.serveConfig", {}),
         ("serve.yaml: RayService", "spec.upgradeStrategy.type", "Rolling"),
+        (
+            "serve.yaml: RayService",
+            "spec.rayClusterConfig.headGroupSpec.template.spec.containers.0.ports",
+            [{"name": "gcs-server", "containerPort": 6379}],
+        ),
         (
             "serve.yaml: RayService",
             "spec.rayClusterConfig.workerGroupSpecs.0.template.spec.volumes.1.configMap",
@@ -248,6 +206,11 @@ def test_kubernetes_sets_no_variable_that_the_settings_would_refuse(monkeypatch:
     for name, document in DOCUMENTS.items():
         for pod in pods(document):
             assert pod.get("enableServiceLinks") is False or document["kind"] == "StatefulSet", name
+    for document in DOCUMENTS.values():  # and those that the manifests set are settings
+        for container in (c for pod in pods(document) for c in pod["containers"]):
+            for variable in container.get("env", ()):
+                if variable["name"].startswith("DEGRE_"):
+                    assert variable["name"].removeprefix("DEGRE_").lower().replace("__", ".") in set(valid_keys())
     monkeypatch.setenv("DEGRE_REDIS_SERVICE_HOST", "10.0.0.1")
     with pytest.raises(ConfigurationError, match="DEGRE_REDIS_SERVICE_HOST is not a setting"):
         load_settings()
@@ -260,7 +223,39 @@ def test_only_those_who_submit_reach_the_job_server() -> None:
     night = DOCUMENTS["nightly.yaml: CronJob"]["spec"]["jobTemplate"]["spec"]["template"]
     for template in (night, DOCUMENTS["rayjob.yaml: RayJob"]["spec"]["submitterPodTemplate"]):
         assert template["metadata"]["labels"] == label
+    assert {"matchLabels": OPERATOR} in [peer["podSelector"] for peer in rule["from"]]
     assert all("from" in r or r["ports"] == [{"port": 8000}] for r in policy["ingress"])
+
+
+def test_no_container_may_do_more_than_its_user() -> None:
+    locked = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    for name, document in DOCUMENTS.items():
+        for container in (c for pod in pods(document) for c in pod["containers"]):
+            assert container.get("securityContext") == locked, name
+    cluster = built("overlays/production")["RayService degre-serve"]["spec"]["rayClusterConfig"]
+    assert cluster["autoscalerOptions"]["securityContext"] == locked  # of the container that KubeRay adds
+
+
+def secrets_of(part: Any) -> set[tuple[str, str]]:
+    """Name and key of every secret that a document refers to."""
+    if isinstance(part, list):
+        return set().union(*map(secrets_of, part))
+    if not isinstance(part, dict):
+        return set()
+    own = {(r["name"], r["key"]) for r in [part.get("secretKeyRef")] if r}
+    return own.union(*map(secrets_of, part.values()))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_manual_creates_the_secrets_that_are_referred_to(overlay: str) -> None:
+    manual = (REPOSITORY / "docs" / "cluster.md").read_text().replace("\\\n", " ")
+    created = {
+        (name, key)
+        for name, rest in re.findall(r"create secret generic (\S+)(.*)", manual)
+        for key in re.findall(r"--from-literal=(\w+)=", rest)
+    }
+    for document in (*built(overlay).values(), DOCUMENTS["rayjob.yaml: RayJob"]):
+        assert secrets_of(document) <= created
 
 
 def taken(words: list[str]) -> None:

@@ -131,6 +131,12 @@ def test_a_request_is_counted_by_source_arm_and_status() -> None:
     assert metrics.value("degre_degraded_total", reason="stale_items") == 1
 
 
+def test_what_alerts_on_a_first_event_is_shown_before_it() -> None:
+    shown_at_first = Metrics().exposition().decode()
+    for line in ('degre_served_log_total{fate="dropped"} 0.0', 'degre_swaps_total{fate="refused"} 0.0'):
+        assert line in shown_at_first
+
+
 def test_entities_by_state_and_what_waits() -> None:
     metrics = Metrics()
     metrics.entities(8, ["unknown_user", "unknown_items:3", "stale_items:2", "sharp_edge:7"])

@@ -16,9 +16,8 @@ from pydantic import SecretStr
 
 from degre_prod.artefact import write_json
 from degre_prod.config import RedisConfig, ServingConfig, Settings
-from degre_prod.errors import ConfigurationError, DataError, ServiceError
-from orchestration.stack.application import AGAIN_S, ServeApi, keep_deployed, read_document
-from orchestration.stack.bootstrap import OWN, copy_dataset
+from degre_prod.errors import ConfigurationError, ServiceError
+from orchestration.stack.application import AGAIN_S, SEAL, ServeApi, keep_deployed, read_document, with_settings
 from orchestration.stack.nightly import AGAIN, due, nights
 from orchestration.stack.node import forget_clusters, node_environment, ray_start, state_variables
 
@@ -101,6 +100,24 @@ def test_the_deployer_ends_when_asked_to_and_not_before_it_has_deployed() -> Non
         Cluster(401).keep(0)
 
 
+def test_a_changed_setting_changes_the_document_and_nothing_else_does(tmp_path: Path) -> None:
+    config = tmp_path / "stack.yaml"
+    seen = []
+    for text in ("serving: {replicas: 2}", "serving: {replicas: 2}", "serving: {replicas: 3}"):
+        config.write_text(text)
+        seen.append(with_settings(WANTED, config))
+    assert seen[0] == seen[1] != seen[2]
+    for app, was in zip(seen[0]["applications"], WANTED["applications"], strict=True):
+        assert list(app.pop("runtime_env")["env_vars"]) == [SEAL]
+        assert app == was
+    own = {"applications": [{"name": "a", "runtime_env": {"env_vars": {"A": "1"}, "working_dir": "w"}}]}
+    environment = with_settings(own, config)["applications"][0]["runtime_env"]
+    assert (set(environment["env_vars"]), environment["working_dir"]) == ({"A", SEAL}, "w")
+    config.write_text("serving: {replica: 3}")
+    with pytest.raises(ConfigurationError, match="replica"):
+        with_settings(WANTED, config)
+
+
 def test_a_document_without_applications_is_refused(tmp_path: Path) -> None:
     for text in ("applications: []", "- 1", "{", "http_options: {}"):
         (tmp_path / "a.yaml").write_text(text)
@@ -147,21 +164,6 @@ def test_nights_are_held_on_time_and_tried_again(tmp_path: Path) -> None:
     assert again == held[1] + timedelta(days=1)  # nothing new leaves no trace, and is not tried at once again
     next(schedule)
     assert held[2] == again
-
-
-def test_own_data_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
-    own, data = tmp_path / "own", tmp_path / "run" / "data"
-    own.mkdir()
-    for name in OWN[:3]:
-        (own / name).write_text(name)
-    with pytest.raises(DataError, match=r"missing: item_features\.parquet"):
-        copy_dataset(own, data)
-    assert not data.exists()
-    (own / OWN[3]).mkdir()  # a folder of parquet files is one, too
-    (own / OWN[3] / "part.parquet").write_text("x")
-    copy_dataset(own, data)
-    assert sorted(p.name for p in data.iterdir()) == sorted(OWN)
-    assert [p.name for p in data.parent.iterdir()] == ["data"]
 
 
 @pytest.fixture
@@ -229,8 +231,13 @@ def test_the_exporter_names_the_replicas_to_scrape(observed: tuple[Path, str], c
     with redis.Redis.from_url(clean_redis) as client:
         for name, metrics in (("a", "10.0.0.5:4000"), ("b", None)):
             write_report(client, ReplicaReport(replica=name, version=0, readable=True, champion="", metrics=metrics))
-    told = json.loads(urlopen(f"{url}/targets", timeout=10).read())
-    assert told == [{"targets": ["10.0.0.5:4000"], "labels": {"replica": "a"}}]
+        told = json.loads(urlopen(f"{url}/targets", timeout=10).read())
+        assert told == [{"targets": ["10.0.0.5:4000"], "labels": {"replica": "a"}}]
+        client.config_set("maxmemory", 1)  # full: reports fade, the replicas do not
+        try:
+            assert httpx.get(f"{url}/targets").status_code == 503
+        finally:
+            client.config_set("maxmemory", 0)
 
 
 def test_prometheus_keeps_the_replicas_it_knows_while_redis_is_away(tmp_path: Path) -> None:
@@ -250,6 +257,21 @@ def test_prometheus_keeps_the_replicas_it_knows_while_redis_is_away(tmp_path: Pa
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+def test_a_redis_that_hangs_is_asked_once(tmp_path: Path) -> None:
+    import socket
+    import time
+
+    from orchestration.stack.figures import StackCollector
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        with redis.Redis.from_url(url, socket_timeout=0.5, retry=None) as client:
+            began = time.monotonic()
+            (up,) = (m for m in StackCollector(tmp_path, client).collect() if m.name == "degre_source_up")
+            assert time.monotonic() - began < 1.0
+    assert {s.labels["source"]: s.value for s in up.samples} == {"run": 1, "redis": 0, "log": 0, "plan": 0}
 
 
 def test_a_node_leaves_the_files_of_one_that_runs_here_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
