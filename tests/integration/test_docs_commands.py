@@ -58,7 +58,12 @@ FOREIGN = {
 }  # fmt: skip
 SERVICE = "http://127.0.0.1:8000"
 REQUEST = '{"user_id": 1, "candidates": [{"id": 3}, {"id": 4}]}'
+INSIDE = re.compile(r"^(/srv/degre/run(?=/)|/data$)")  # the containers' run folder, and the data set mounted into them
 MANUAL = [command for command in commands() if command.page != "cli.md"]
+
+
+def outside(inside: re.Match[str]) -> str:
+    return "data/mine" if inside[0] == "/data" else "runs/mixed-large"
 
 
 def own(command: Command) -> tuple[str, ...] | None:
@@ -182,7 +187,10 @@ def test_the_cheap_commands_run(
             if path in {("rollout", "resume")}:
                 moves.hold(client, Author(why="", by="test"), held=True)
             said = [
-                re.sub(r"^(rediss?://[^ ]*|\$DEGRE_REDIS__URL)$", clean_redis, w).replace(SERVICE, url) for w in mine
+                re.sub(r"^(rediss?://[^ ]*|\$DEGRE_REDIS__URL)$", clean_redis, INSIDE.sub(outside, w)).replace(
+                    SERVICE, url
+                )
+                for w in mine
             ]
             if path == ("rerank",) and "--url" not in said:
                 said += ["--url", url]
