@@ -50,7 +50,7 @@ requests() { # what requests, features and a challenger do
   load mixed 30
   provoke DegreFallback "one request in six has a deadline of 1 ms"
   provoke DegreErrors "one in twenty raises an error built into the replicas"
-  provoke DegreUnknownEntities "three in four come from users who have no features"
+  provoke DegreUnknownEntities "nineteen in twenty come from users who have no features"
   provoke DegreStaleFeatures "a champion with a time to live of a day for features that are older"
   provoke DegreShadowFails "a challenger in shadow whose model fails, built into the replicas"
   provoke DegreRedisMemory "values that fill Redis to 93 %"
@@ -78,7 +78,7 @@ overload() { # needs `requests`
   say "a night that a gate stops, one that fails; more requests than can be answered, and no exporter"
   provoke DegreTargetDown "the exporter stopped"
   compose stop exporter
-  provoke DegreShedding "400 callers at once"
+  provoke DegreShedding "400 callers at once; serving.max_ongoing_requests is 16 here"
   provoke DegreSlow "the same callers, who wait up to three seconds"
   load flood 400
   nights &
@@ -97,7 +97,7 @@ state() { # needs `overload`
   provoke DegreNightLong "the record of a night under way put back seven hours"
   provoke DegreNoNight "retrain stopped, its nights' records put back 49 hours"
   tool records
-  provoke DegreLogBehind "collect stopped, 500,001 small entries appended"
+  provoke DegreLogBehind "collect stopped, 500,001 small entries appended, as many to each stream"
   tool backlog 500001
   provoke DegreThreadsLost "requests that hang for 90 s, built into the replicas"
   load hanging 10
@@ -105,7 +105,7 @@ state() { # needs `overload`
   load
   provoke DegrePlanUnreadable "a plan in Redis that is no JSON"
   tool unreadable
-  provoke DegreLogLost "the stream cut with XTRIM"
+  provoke DegreLogLost "the streams cut with XTRIM"
   tool cut
   await 90 DegrePlanUnreadable DegreLogLost
   tool mend

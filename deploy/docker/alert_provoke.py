@@ -9,7 +9,7 @@ alert_provoke.py mend             the plan before `refuse`, with which all was w
 alert_provoke.py memory SHARE     values in Redis, so that SHARE of its memory is used; 0 takes them away
 alert_provoke.py append yes|no    Redis' append-only file on or off
 alert_provoke.py records          every night ended NIGHT_AGO_H ago, and one began BEGAN_AGO_H ago
-alert_provoke.py backlog COUNT    so many entries in a stream of served lists
+alert_provoke.py backlog COUNT    so many entries in the streams of served lists, as many in each
 alert_provoke.py cut              all but a few of them gone
 """
 
@@ -33,12 +33,14 @@ import httpx
 import redis
 from stack_load import bodies, moment
 
+from serving.event_log import SHARDS
+
 RUN = Path("/srv/degre/run")
 OUT = Path("/out")
 TTL_S = 86_400
 NIGHT_AGO_H, BEGAN_AGO_H = 49, 7
 FILLER, FILLER_BYTES = "drill:filler", 1_000_000
-STREAM, APPENDED = "degre:served:0", "degre:added:served:0"
+STREAM, APPENDED = "degre:served:{}", "degre:added:served:{}"  # of each shard
 MOST_UNDER_WAY = 300
 
 Body = dict[str, Any]
@@ -63,8 +65,8 @@ def stranger(body: Body) -> Body:
 
 
 def mixed(body: Body) -> Body:
-    """Three in four of strangers, of all one in six with a deadline of 1 ms, one in twenty that raises; others ask the shadow to."""
-    body = stranger(body) if random.random() < 0.75 else body
+    """Nineteen in twenty of strangers; one in twenty raises, one in six has a deadline of 1 ms, with the others the shadow raises."""
+    body = stranger(body) if random.random() < 0.95 else body
     kind = random.random()
     if kind < 0.05:
         return body | {"request_id": f"drill-raise-{uuid.uuid4().hex}"}
@@ -184,8 +186,9 @@ def with_ttl(folder: Path, manifest: dict[str, Any]) -> None:
     manifest["files"][file.name] = manifest["encoder_sha256"] = file_digest(file)
 
 
-def cut_short(folder: Path, _: dict[str, Any]) -> None:
-    """As a copy that did not end."""
+def cut_short(folder: Path, manifest: dict[str, Any]) -> None:
+    """As a copy that did not end; of another name, for replicas keep the bundle before the champion loaded."""
+    manifest["name"] = folder.name
     os.truncate(folder / "generator.onnx", 1000)
 
 
@@ -257,15 +260,18 @@ def records() -> None:
 def backlog(count: str) -> None:
     """See above."""
     script = "for _ = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'record', '{}') end redis.call('INCRBY', KEYS[2], ARGV[1])"
-    server, left = client(), int(count)
-    while left:
-        server.eval(script, 2, STREAM, APPENDED, min(left, 10_000))
-        left -= min(left, 10_000)
+    server = client()
+    for shard in range(SHARDS):  # a replica that appends cuts a stream to its share of a million
+        left = int(count) // SHARDS + 1
+        while left:
+            server.eval(script, 2, STREAM.format(shard), APPENDED.format(shard), min(left, 10_000))
+            left -= min(left, 10_000)
 
 
 def cut() -> None:
     """See above."""
-    client().xtrim(STREAM, maxlen=10, approximate=False)
+    for shard in range(SHARDS):
+        client().xtrim(STREAM.format(shard), maxlen=10, approximate=False)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
