@@ -136,6 +136,7 @@ class PlanFollower:
                 raise PlanError("the rollout plan has vanished from Redis")
         except PlanError as error:
             self._unreadable(error)
+            self._report(complain=False)  # or a replica that serves on would seem gone
             return
         again, self._read_at, self._told = self._told, time.monotonic(), False
         self._metrics.plan_readable(True)
@@ -227,7 +228,7 @@ class PlanFollower:
             except OSError as error:
                 log.error("the plan could not be kept on disk", file=str(self._kept.file), error=str(error))
 
-    def _report(self) -> None:
+    def _report(self, *, complain: bool = True) -> None:
         current, trial, plan, refused = self._engines.current, self._engines.trial, self.plan, self.refused
         report = ReplicaReport(
             replica=self.replica,
@@ -244,7 +245,8 @@ class PlanFollower:
         try:
             write_report(self._client, report)
         except RedisFailure as error:
-            log.warning("the report was not taken", error=type(error).__name__)
+            if complain:
+                log.warning("the report was not taken", error=type(error).__name__)
 
     def _unreadable(self, error: PlanError) -> None:
         if self.readable() or self._told:

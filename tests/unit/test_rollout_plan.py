@@ -20,7 +20,7 @@ from serving.metrics import Metrics
 from serving.plan import PlanArm, PlanError, RolloutPlan, alone, parse_plan
 from serving.plan_store import HISTORY_KEY, LEASE_KEY, PLAN_KEY, Author, history_gaps, publish_plan, read_history
 from serving.protocol import RerankRequest
-from serving.reports import read_reports
+from serving.reports import REPLICA_KEY, read_reports
 from serving.rollout import PlanFollower
 
 
@@ -220,7 +220,9 @@ def test_an_unreadable_plan_leaves_the_champion_alone_until_it_is_back(clean_red
         client.set(PLAN_KEY, "nonsense")
         assert replica.arms() == "ab"
         replica.follower._read_at -= 11
+        client.delete(REPLICA_KEY + replica.follower.replica)  # its report before has expired
         assert replica.arms() == "a"
+        assert [(r.champion, r.readable) for r in read_reports(client)] == [(A, False)]
         client.set(PLAN_KEY, text)
         assert replica.arms() == "ab"
 
