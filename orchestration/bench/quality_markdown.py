@@ -81,6 +81,48 @@ def ranked(documents: Sequence[Document]) -> list[str]:
     return sorted({name for document in documents for name in document["methods"]}, key=order)
 
 
+def curve_tables(document: Document) -> list[str]:
+    """Markdown of a quality.json with several shares of the calls: the plot, and each method's value at every share."""
+    curves, methods = document["curves"], document["methods"]
+    shares = sorted({point["share"] for of in curves.values() for point in of})
+    about = (
+        f"{document['size'].capitalize()} {document['world']}, seeds {document['seeds']}: `degre` mines the share of the "
+        f"{document['mined_requests']:,} requests, the graded methods spend as many evaluator calls; value over the reference."
+    )
+    rows = []
+    for name in sorted((n for n in curves if not methods[n]["teacher"]), key=lambda n: -methods[n]["mean"]):
+        m, values = methods[name], {point["share"]: point["mean"] for point in curves[name]}
+        less = m["minus_degre"]
+        half = (less["interval"][1] - less["interval"][0]) / 2
+        cells = [f"{values[s]:.3f}" if s in values else "–" for s in shares]
+        cells += ["–" if name == "degre" else f"{less['mean']:+.3f} ± {half:.3f}"]
+        rows.append([_label(name, [document]), *cells, _count(m["evaluator_calls"]), f"{m['train_seconds']:.0f}"])
+    head = ["method", *(f"{share:g} of the calls" for share in shares), "less `degre` at the most", "calls", "seconds"]
+    name = f"{document['size']}-{document['world']}"
+    return [about, f"![Value against calls and seconds, {name}](images/curves-{name}.svg)", _table(head, rows)]
+
+
+def trivago_tables(document: Document) -> list[str]:
+    """Markdown of a trivago.json."""
+    less = document["generator_minus_lambdarank"]
+    about = (
+        f"MRR of {document['clicks']:,} clicks of the last day by {document['users']:,} users, seeds {document['seeds']}, the same "
+        f"features for all; 95 % intervals from a bootstrap by user. `degre` less `lambdarank`: {less['mean']:+.4f} "
+        f"({_range(less['interval'], 4)}; by seed {', '.join(f'{value:+.4f}' for value in less['by_seed'])}). "
+        "The clicks are biased by the shown position: no claim about lookahead is made from them."
+    )
+    rows = [
+        [
+            f"**`{n}`**" if n == "degre" else f"`{n}`",
+            f"{m['mrr']:.4f}",
+            _range(m["interval"], 4),
+            f"{m['mrr_not_first']:.4f}",
+        ]
+        for n, m in sorted(document["methods"].items(), key=lambda item: -item[1]["mrr"])
+    ]
+    return [about, _table(["method", "MRR", "95 %", "MRR of clicks not at rank 1"], rows)]
+
+
 def tuning_table(document: Document) -> list[str]:
     """Markdown of a tune.json: what the judge made of every configuration."""
     about = (
@@ -147,6 +189,10 @@ def _count(calls: float) -> str:
     if calls == 0:
         return "–"
     return f"{calls / 1e6:.2f} M" if calls >= 1e5 else f"{calls:,.0f}"
+
+
+def _range(interval: Sequence[float], digits: int) -> str:
+    return f"{interval[0]:.{digits}f} … {interval[1]:.{digits}f}"
 
 
 def _number(value: Any) -> str:

@@ -14,16 +14,18 @@ from typing import Any, Final
 from degre_prod.artefact import write_json, write_text
 from degre_prod.errors import DataError
 from degre_prod.worlds.spec import SIZES, WORLDS
-from orchestration.bench.quality_markdown import ablation_tables, tables, tuning_table
-from orchestration.bench.quality_plot import draw_worlds
+from orchestration.bench.quality_markdown import ablation_tables, curve_tables, tables, trivago_tables, tuning_table
+from orchestration.bench.quality_plot import draw_curves, draw_worlds
 
 START, END = "<!-- tables: written by `degre bench results` -->", "<!-- end of the tables -->"
-KINDS: Final = ("quality", "tune", "ablations")
+KINDS: Final = ("quality", "tune", "ablations", "trivago")
+CURVES: Final = "curves"  # what a quality.json with several shares of the calls is kept as
 
 
 def bench_results(sources: Sequence[Path], docs: Path) -> dict[str, Any]:
-    """Take over quality.json, tune.json and ablations.json of the folders `sources`, then rewrite the tables of
-    docs/results.md from all that are kept.
+    """Take over quality.json, tune.json, ablations.json and trivago.json of the folders `sources`, then rewrite the tables
+    of docs/results.md from all that are kept. A quality.json with several shares of the calls is kept beside the one with
+    the whole table, which may be of more seeds.
 
     Raises DataError for a folder without any of them, or when docs/results.md lacks the marks.
     """
@@ -34,7 +36,7 @@ def bench_results(sources: Sequence[Path], docs: Path) -> dict[str, Any]:
             raise DataError(f"none of {', '.join(f'{kind}.json' for kind in KINDS)} is here", file=str(folder))
         for kind in found:
             document = _read(folder / f"{kind}.json")
-            write_json(kept / f"{kind}-{document['size']}-{document['world']}.json", document)
+            write_json(kept / f"{_name(kind, document)}.json", document)
     page = docs / "results.md"
     try:
         before, _, rest = page.read_text().partition(START)
@@ -49,12 +51,27 @@ def bench_results(sources: Sequence[Path], docs: Path) -> dict[str, Any]:
         if documents:
             draw_worlds(documents, docs / "images" / f"results-{size}")
             parts += [f"## The {size} worlds", *tables(documents)]
+    curves = [document for size in SIZES for document in _kept(kept, CURVES, size)]
+    for document in curves:
+        draw_curves(document, docs / "images" / f"curves-{document['size']}-{document['world']}")
+    if curves:
+        parts += ["## At equal evaluator calls", *(text for document in curves for text in curve_tables(document))]
+    if (kept / "trivago.json").is_file():
+        parts += ["## Real clicks: trivago", *trivago_tables(_read(kept / "trivago.json"))]
     for kind, title, write in (("tune", "Tuning", tuning_table), ("ablations", "Ablations", ablation_tables)):
         documents = [document for size in SIZES for document in _kept(kept, kind, size)]
         if documents:
             parts += [f"## {title}", *(text for document in documents for text in write(document))]
     write_text(page, before + START + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after)
     return {"page": str(page), "documents": sorted(file.stem for file in kept.glob("*.json"))}
+
+
+def _name(kind: str, document: dict[str, Any]) -> str:
+    if kind == "trivago":
+        return kind
+    if kind == "quality" and any(len(points) > 1 for points in document["curves"].values()):
+        kind = CURVES
+    return f"{kind}-{document['size']}-{document['world']}"
 
 
 def _kept(folder: Path, kind: str, size: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,33 @@ def test_the_results_page_is_written_from_the_documents(place: Path, tmp_path: P
     assert isinstance(nothing.exception, DataError)
     page.write_text("# Results without marks\n")
     assert isinstance(CliRunner().invoke(app, arguments).exception, DataError)
+
+
+def test_curves_and_real_clicks_have_sections_of_their_own(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "out", tmp_path / "out")
+    shared = ["--methods", "input_order,goalrank", "--shares", "0.5,1", "--out", str(tmp_path / "out")]
+    document = degre(place, "quality", *shared)
+    (tmp_path / "trivago").mkdir()
+    row = {"mrr": 0.61, "interval": [0.6, 0.62], "mrr_not_first": 0.3, "by_seed": [0.61]}
+    paired = {"mean": -0.0021, "interval": [-0.0048, 0.0007], "by_seed": [-0.0021]}
+    real = {"seeds": [0], "clicks": 1200, "users": 900, "methods": {"degre": row, "lambdarank": row | {"mrr": 0.6121}}}
+    (tmp_path / "trivago" / "trivago.json").write_text(json.dumps(real | {"generator_minus_lambdarank": paired}))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "results.md").write_text(f"{START}\n{END}\n")
+    arguments = ["bench", "results", "--docs", str(docs), "--json"]
+    arguments += [part for name in ("out", "trivago") for part in ("--from", str(tmp_path / name))]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    kept = json.loads(done.stdout.splitlines()[-1])["documents"]
+    assert {"curves-small-mixed", "trivago"} == set(kept) - {"ablations-small-mixed", "tune-small-mixed"}
+    text = (docs / "results.md").read_text()
+    low, high = (f"{point['mean']:.3f}" for point in document["curves"]["goalrank"])
+    assert f"| `goalrank` | {low} | {high} |" in text
+    assert f"| `input_order` | – | {document['methods']['input_order']['mean']:.3f} |" in text
+    assert (docs / "images" / "curves-small-mixed.png").read_bytes().startswith(b"\x89PNG")
+    assert text.index("| `lambdarank` | 0.6121 |") < text.index("| **`degre`** | 0.6100 | 0.6000 … 0.6200 |")
+    assert "-0.0021 (-0.0048 … 0.0007; by seed -0.0021)" in text
 
 
 @pytest.mark.parametrize(
