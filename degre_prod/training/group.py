@@ -7,6 +7,7 @@ resumes from what it finds there, and may therefore be started again at any time
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -25,6 +26,7 @@ from torch import Tensor
 from degre_prod.artefact import write_json, write_text
 from degre_prod.config import ScalingConfig
 from degre_prod.errors import TrainingError
+from degre_prod.training.memory import keep_freed_memory
 
 Task = Callable[[dict[str, Any]], None]
 FAILURE = "failure.txt"  # in the task's folder: all that Ray had to say
@@ -59,8 +61,10 @@ class Worker:
 
 
 def current_worker() -> Worker:
-    """The worker this process is; a group of one outside any group. Sets one thread: same seed, same result."""
+    """The worker this process is; a group of one outside any group. Sets one thread: same seed, same result. Freed memory
+    stays with the process."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
     return Worker(0, 1)
@@ -95,6 +99,9 @@ def _clear(folder: Path) -> None:
 
 
 def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: ScalingConfig) -> None:
+    # Ray Train's watcher for announced preemptions asks for a checkpoint that no task here needs: each resumes from its
+    # folder. Its process costs as much as loading PyTorch does, just when the workers begin.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     storage = folder / "ray_train"  # Ray's own bookkeeping of one launch; the task's state is in `folder` itself
     left = scaling.max_failures
     try:

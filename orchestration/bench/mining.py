@@ -35,6 +35,7 @@ from degre_prod.schema import load_schema
 from degre_prod.training.data import to_batch
 from degre_prod.training.evaluator import evaluator_spec
 from degre_prod.training.group import current_worker, run_group
+from degre_prod.training.memory import keep_freed_memory
 from degre_prod.training.modules import save_module
 from degre_prod.worlds.simulate import simulate
 from orchestration.bench.direct_join import join_by_id
@@ -74,10 +75,11 @@ def make_bed(folder: Path, requests: int, *, size: str = "large") -> Bed:
 
 
 def bench_mining(
-    *, requests: int = 128, repeats: int = 3, group_requests: int = 2048, say: Callable[[str], None] = lambda _: None
+    *, requests: int = 128, repeats: int = 3, group_requests: int = 16_384, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Measure and return the document. `requests`: of one timing on one core; `group_requests`: of a worker group's run."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in a worker
     with tempfile.TemporaryDirectory() as folder:
         bed = make_bed(Path(folder), max(requests, group_requests))
         say("one core")

@@ -18,6 +18,7 @@ from degre_prod.artefact import write_json
 from degre_prod.baselines.registry import METHODS, TEACHERS
 from degre_prod.config import Settings
 from degre_prod.errors import ConfigurationError
+from degre_prod.training.memory import keep_freed_memory
 from degre_prod.worlds.spec import training_requests, world_spec
 from orchestration.bench.quality_jobs import Say, run_side_by_side
 from orchestration.bench.quality_plot import draw_curves
@@ -75,6 +76,7 @@ def make_plan(world: str, size: str, *, settings: Settings, logs: int | None, mi
 def make_runs(plan: Plan, seeds: int, out: Path) -> list[SeedRun]:
     """Seeds 0, 1, … of a plan."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # for every method alike
     return [SeedRun(out / f"seed-{seed}", plan, seed) for seed in range(seeds)]
 
 

@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from degre_prod.training.memory import keep_freed_memory
+
 T = TypeVar("T")
 Say = Callable[[str], None]
 Work = Callable[
@@ -50,6 +52,7 @@ def _begin(words: Any) -> None:
     global _words
     _words = words
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def _work(work: Work[T], index: int, seed: T) -> None:
