@@ -1,11 +1,12 @@
 """`degre bench mining`: requests a second of mining, one core and two workers, against encoding every prefix anew.
 
 n = 50, L = 10, K = 8, the large mixed world's features, default settings, random weights (time does not depend on them).
-    default      the miner of `degre mine` with the additive prefix state, the form that is chosen at large sizes
+    default      the miner of `degre mine` with the prefix state `products`, the form that is mostly chosen at large sizes
+    additive     the same with the form that is chosen otherwise
     attention    the same with cached attention states (2 layers)
     reencoding   the attention evaluator without prefix states (orchestration.bench.reencoding), tokens kept
     reencoding from fields    the same, tokens made anew as well
-`search` is the union of both beams, the same search for all four; `mining` is all of `mine_requests`. One core is timed in
+`search` is the union of both beams, the same search for all five; `mining` is all of `mine_requests`. One core is timed in
 processor seconds of one thread, which on an idle machine are seconds; workers in seconds.
 """
 
@@ -65,7 +66,7 @@ def make_bed(folder: Path, requests: int, *, size: str = "large") -> Bed:
     encode_splits(folder / "rows", load_schema(folder / "data"), folder)
     encoded, encoder = load_encoded(folder / "train"), load_encoder(folder / "encoder.json")
     models = {}
-    for form in ("additive", "attention"):
+    for form in ("products", "additive", "attention"):
         torch.manual_seed(0)
         spec = evaluator_spec(encoder.schema, encoder.layout(), EvaluatorConfig(), form, encoded)
         models[form] = LookaheadEvaluator(spec).eval()
@@ -90,7 +91,7 @@ def bench_mining(
     settings = MiningConfig()
     return {
         "candidates": bed.encoded.max_candidates,
-        "length": bed.models["additive"].spec.layout.list_length,
+        "length": bed.models["products"].spec.layout.list_length,
         "beam_width": settings.beam_width,
         "settings": settings.model_dump(),
         "search": one["search"],
@@ -110,7 +111,8 @@ def measure_one_core(bed: Bed, requests: int, repeats: int) -> dict[str, dict[st
     """Requests a processor second by what is timed and by form; every form once in each repeat, in turn."""
     attention = bed.models["attention"]
     forms: dict[str, tuple[LookaheadEvaluator, int]] = {
-        "default": (bed.models["additive"], requests),
+        "default": (bed.models["products"], requests),
+        "additive": (bed.models["additive"], requests),
         "attention": (attention, requests),
         "reencoding": (ReencodingEvaluator(attention, "tokens"), _FEW),
         "reencoding from fields": (ReencodingEvaluator(attention, "fields"), _FEW),
@@ -164,7 +166,7 @@ def measure_workers(bed: Bed, requests: int, repeats: int, say: Callable[[str], 
                 place = bed.folder / f"group-{name}-{repeat}"
                 config = {
                     "encoded": str(bed.folder),
-                    "evaluator": str(bed.folder / "additive"),
+                    "evaluator": str(bed.folder / "products"),
                     "mining": mining.model_dump(),
                     "folder": str(place),
                 }

@@ -75,7 +75,7 @@ def bench_kills(
     """
     bed = make_bed(folder / "bed", requests, size=size)
     mining = MiningConfig(requests=requests, shard_size=shard_size)
-    settings = {"encoded": str(bed.folder), "evaluator": str(bed.folder / "additive"), "mining": mining.model_dump()}
+    settings = {"encoded": str(bed.folder), "evaluator": str(bed.folder / "products"), "mining": mining.model_dump()}
     with ray_cluster(RayConfig()) if workers else nullcontext():
         scaling = {"scaling": ScalingConfig(num_workers=workers).model_dump(), "address": _address(workers)}
         say("unkilled")

@@ -27,7 +27,7 @@ def _no_gradients() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("keep", ["tokens", "fields"])
-@pytest.mark.parametrize("form", ["attention", "additive"])
+@pytest.mark.parametrize("form", ["attention", "additive", "products"])
 @pytest.mark.parametrize("position_free", [False, True])
 def test_encoding_every_prefix_anew_finds_the_same_lists(
     tmp_path: Path, keep: Keep, form: str, position_free: bool
@@ -48,8 +48,8 @@ def test_encoding_every_prefix_anew_finds_the_same_lists(
 def test_every_form_is_timed_on_the_same_requests(tmp_path: Path) -> None:
     bed = mining.make_bed(tmp_path, 6, size="small")
     rates = mining.measure_one_core(bed, 4, 1)
-    assert set(rates["search"]) == {"default", "attention", "reencoding", "reencoding from fields"}
-    for form in ("default", "attention", "reencoding"):
+    assert set(rates["search"]) == {"default", "additive", "attention", "reencoding", "reencoding from fields"}
+    for form in ("default", "additive", "attention", "reencoding"):
         assert len(rates["mining"][form]["repeats"]) == 1
         assert 0 < rates["mining"][form]["requests_per_s"] < rates["search"][form]["requests_per_s"]
 
