@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +76,11 @@ def submit(nodes: Nodes, *words: str | Path, code: int = 0) -> tuple[Any, str]:
     return (json.loads(done.stdout) if done.stdout else None), done.stderr
 
 
-def await_(condition: Callable[[], bool]) -> None:
+def await_(condition: Callable[[], bool], pause_s: float = 0.05) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(pause_s)
 
 
 def shards(folder: Path) -> dict[str, str]:
@@ -90,47 +92,74 @@ def ask(nodes: Nodes, path: str) -> Any:
     return httpx.get(f"{nodes.jobs}{path}", headers=headers, timeout=30).json()
 
 
-def workers(nodes: Nodes) -> list[str]:
-    """The node of each training worker that is alive."""
+def workers(nodes: Nodes) -> dict[int, str]:
+    """The node of each training worker that is alive, by process."""
     actors = ask(nodes, "/api/v0/actors?detail=1")["data"]["result"]["result"]
-    return [a["node_id"] for a in actors if a["state"] == "ALIVE" and a["class_name"] == "RayTrainWorker"]
+    return {a["pid"]: a["node_id"] for a in actors if a["state"] == "ALIVE" and a["class_name"] == "RayTrainWorker"}
+
+
+def await_workers(nodes: Nodes, job: str) -> list[int]:
+    def both_there() -> bool:
+        found = ask(nodes, f"/api/jobs/{job}")
+        assert found["status"] in ("PENDING", "RUNNING"), found["message"]
+        return len(set(workers(nodes).values())) == 2  # one on each node
+
+    await_(both_there)
+    return list(workers(nodes))
+
+
+@contextmanager
+def held(processes: list[int]) -> Iterator[None]:
+    """What is looked at or done to a job mustn't race with its end."""
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
 
 
 @pytest.mark.timeout(900)  # half a minute on a quiet machine
 def test_a_job_is_cancelled_and_taken_up_again_and_outlives_its_submitter(
     nodes: Nodes, alone: Run, folder: Path, config: Path
 ) -> None:
-    def half_mined() -> bool:
-        job = ask(nodes, f"/api/jobs/{first['id']}")
-        assert job["status"] != "FAILED", job["message"]
-        return sum(1 for place in folder.glob(".mined-*") for _ in place.glob("shard-*")) >= 5
+    def mined() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in folder.glob(".mined-*/shard-*")}
 
     words = ["--config", config, "mine", folder]
     first, _ = submit(nodes, "--no-wait", *words)
     assert first["submitted"]
-    await_(half_mined)
-    cancelled, _ = submit(nodes, "--cancel", *words)
-    assert (cancelled["id"], cancelled["status"]) == (first["id"], "STOPPED")
-    await_(lambda: not workers(nodes))
-    [place] = folder.glob(".mined-*")
-    kept = {file: file.stat().st_mtime_ns for file in place.glob("shard-*")}
+    processes = await_workers(nodes, first["id"])
+    await_(lambda: len(mined()) >= 5, pause_s=0.002)
+    with held(processes):
+        cancelled, _ = submit(nodes, "--cancel", *words)
+        assert (cancelled["id"], cancelled["status"]) == (first["id"], "STOPPED")
+        await_(lambda: not workers(nodes))
+    kept = mined()
     assert 5 <= len(kept) < SHARDS
 
-    command, environment = line(nodes, *words)
+    second = first["id"].removesuffix("1") + "2"
+    command, environment = line(nodes, "--json", *words)
     submitter = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    await_(lambda: len(set(workers(nodes))) == 2)  # one on each node
+    await_(lambda: second in [job["submission_id"] for job in ask(nodes, "/api/jobs/")])
+    processes = await_workers(nodes, second)
     submitter.send_signal(signal.SIGKILL)
     _, said = submitter.communicate()
     assert "submitted" in said
-    await_(lambda: len(list(place.glob("shard-*"))) > len(kept))
-    assert all(file.stat().st_mtime_ns == changed for file, changed in kept.items())
-
-    found, log = submit(nodes, *words)
-    assert (found["status"], found["submitted"], found["exit_code"]) == ("SUCCEEDED", False, 0)
-    assert found["id"] == first["id"].removesuffix("1") + "2"
-    assert found["id"] in said
-    assert f"degre: {found['id']}: found, running" in log
-    assert "mining: " in log
+    assert second in said
+    await_(lambda: len(mined()) > len(kept), pause_s=0.002)
+    with held(processes):
+        assert kept.items() <= mined().items()
+        assert len(mined()) < SHARDS
+        again = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
+        log = iter(again.stderr.readline, "")
+        assert any(f"degre: {second}: found, running" in told for told in log)
+    answer, rest = again.communicate(timeout=600)
+    found = json.loads(answer)
+    assert (found["id"], found["status"], found["submitted"], found["exit_code"]) == (second, "SUCCEEDED", False, 0)
+    assert "mining: " in rest
     assert shards(folder / "mined") == shards(alone.mined)
 
 
