@@ -83,6 +83,7 @@ class MiningConfig(_Section):
 
     requests: int = Field(3000, ge=1, description="training requests to mine, the newest ones")
     beam_width: int = Field(8, ge=1, description="K, of each of the two beams")
+    sweeps: int = Field(2, ge=0, description="of local search over the slots, from the best list of the beams; 0: none")
     keep: int = Field(4, ge=1, description="lists kept per request")
     replan_width: int = Field(4, ge=1, description="beam width of the re-plan in on-policy rounds")
     beams: Literal["union", "prefix"] = Field(
@@ -222,7 +223,7 @@ class CollectConfig(_Section):
 # The published method's own choices where ours differ (METHOD §2-5): what `mode: paper` puts in the place of defaults.
 PAPER: dict[str, dict[str, Any]] = {
     "evaluator": {"prefix_state": "attention", "head": "continuation"},
-    "mining": {"beams": "prefix"},
+    "mining": {"beams": "prefix", "sweeps": 0},
     "generator": {"targets": "one_step", "decoder": "attention"},
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from degre_prod.models.evaluator import Beams, LookaheadEvaluator, Prepared
 from degre_prod.models.fields import Batch
+from degre_prod.models.prefix import Table
 
 
 @dataclass
@@ -56,6 +57,11 @@ class CountingEvaluator(LookaheadEvaluator):
         """As the evaluator's own; B · K calls a member, for the chosen children's values are computed again."""
         self._note(item_BK.numel())
         return super().advance(prepared, beams, parent_BK, item_BK)
+
+    def completed(self, tables: tuple[Table, ...], beams: Beams, rests_BKX: Tensor) -> Tensor:
+        """As the evaluator's own; B · K · X calls a member."""
+        self._note(rests_BKX.numel())
+        return super().completed(tables, beams, rests_BKX)
 
     def _note(self, values: int) -> None:
         self._calls.add(values * self.spec.members)

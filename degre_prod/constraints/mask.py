@@ -57,10 +57,10 @@ def feasible_along(rules: Rules, lists_BKL: np.ndarray) -> np.ndarray:
     return np.stack([feasible_next(rules, lists_BKL[:, :, :t]) for t in range(lists_BKL.shape[2])], axis=2)
 
 
-def obeyed(rules: Rules, lists_BL: np.ndarray) -> np.ndarray:
-    """bool (B,): one full list of each request obeys its rules (check_list says which it breaks)."""
-    final = feasible_next(rules, lists_BL[:, None, :-1])
-    return np.take_along_axis(final[:, 0], lists_BL[:, -1:], 1)[:, 0]
+def obeyed(rules: Rules, lists_BKL: np.ndarray) -> np.ndarray:
+    """bool (B, K): which full lists of each request obey its rules (check_list says which a list breaks)."""
+    final = feasible_next(rules, lists_BKL[:, :, :-1])
+    return np.take_along_axis(final, lists_BKL[:, :, -1:], 2)[:, :, 0]
 
 
 def first_lists(rules: Rules) -> np.ndarray:

@@ -17,6 +17,7 @@ from degre_prod.encoding.encoder import load_encoder
 from degre_prod.encoding.store import EncodedSet, load_encoded
 from degre_prod.errors import TrainingError
 from degre_prod.mining.beam import Leaves, search, union_search, values_along
+from degre_prod.mining.local_search import local_search
 from degre_prod.mining.record import MiningRecord, mining_rules, write_record
 from degre_prod.models.evaluator import LookaheadEvaluator, Prepared
 from degre_prod.training.data import TensorBatch, logged_lists, to_batch
@@ -101,6 +102,10 @@ def mine_requests(
     pool = pooled_leaves(
         model, prepared, batch, torch.from_numpy(logged_BL), settings.beam_width, settings.beams, rules
     )
+    if settings.sweeps:
+        best = torch.from_numpy(keep_best(pool, 1)[0][:, 0])
+        climbed = local_search(model, prepared, batch["mask"], best, settings.sweeps, rules)
+        pool = Leaves(torch.cat([pool.lists, climbed.lists], 1), torch.cat([pool.utility, climbed.utility], 1))
     lists, utility = keep_best(pool, settings.keep)
     kept = torch.from_numpy(lists)
     one_step = values_along(model, prepared, kept).numpy()
@@ -144,7 +149,7 @@ def pooled_leaves(
     worth = torch.stack([model.utilities(batch, known[:, i])[:, -1] for i in range(2)], 1)
     no_leaf = (logged_BL < 0).any(1)
     if rules is not None:
-        no_leaf |= ~torch.from_numpy(obeyed(rules, logged_BL.numpy()))
+        no_leaf |= ~torch.from_numpy(obeyed(rules, logged_BL.numpy()[:, None])[:, 0])
     worth[:, 1].masked_fill_(no_leaf, float("-inf"))
     return Leaves(
         torch.cat([found.lists, greedy.lists, known], 1), torch.cat([found.utility, greedy.utility, worth], 1)

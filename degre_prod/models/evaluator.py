@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from degre_prod.errors import ConfigurationError
 from degre_prod.models.fields import Batch
 from degre_prod.models.member import EvaluatorSpec, Member, MemberBeams, MemberPrepared
+from degre_prod.models.prefix import Table
 
 
 class Beams(NamedTuple):
@@ -87,6 +88,15 @@ class LookaheadEvaluator(nn.Module):
             for member, p, b in zip(self.each(), prepared.members, beams.members, strict=True)
         )
         return Beams(members, self._agreed([m.utility for m in members]), beams.length + 1)
+
+    def tables(self, prepared: Prepared) -> tuple[Table, ...]:
+        """What `completed` needs of the candidates, of each member."""
+        return tuple(member.table(p) for member, p in zip(self.each(), prepared.members, strict=True))
+
+    def completed(self, tables: tuple[Table, ...], beams: Beams, rests_BKX: Tensor) -> Tensor:
+        """U_BK of full lists: the one prefix of each request that `beams` hold, then each of its rests."""
+        members = zip(self.each(), tables, beams.members, strict=True)
+        return self._agreed([member.completed(table, b, rests_BKX) for member, table, b in members])
 
     def _agreed(self, values: Sequence[Tensor]) -> Tensor:
         """mean − κ·std over the members (the standard deviation of all there are, not of a sample)."""

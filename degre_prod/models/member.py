@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from degre_prod.encoding.encoder import Layout
 from degre_prod.models.count_head import make_head
 from degre_prod.models.fields import Batch, FieldEmbedding, Fields, Token
-from degre_prod.models.prefix import State, make_prefix_state, pick
+from degre_prod.models.prefix import State, Table, make_prefix_state, pick, rows
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Member(nn.Module):
         """The chosen children as the new prefixes."""
         t = beams.length
         tokens, togo_tokens = self._tokens(prepared, t)
-        token_BKD, togo_BKD = _rows(tokens, item_BK), _rows(togo_tokens, item_BK)
+        token_BKD, togo_BKD = rows(tokens, item_BK), rows(togo_tokens, item_BK)
         logits = self.head(self._hidden_of(beams.value_state, parent_BK, token_BKD, t))
         P = pick(beams.counts, parent_BK)
         return MemberBeams(
@@ -172,6 +172,22 @@ class Member(nn.Module):
             pick(beams.utility, parent_BK) + self.head.increments(logits, P) @ self.weights_OL[:, t],
             t + 1,
         )
+
+    def table(self, prepared: MemberPrepared) -> Table:
+        """What `completed` needs of the candidates."""
+        tokens = prepared.value_tokens
+        slots = range(self.spec.layout.list_length)
+        by_slot = [self.value.candidate_tokens(prepared.value_fields, t) for t in slots] if tokens is None else [tokens]
+        return self.value.state.table(by_slot)
+
+    def completed(self, table: Table, beams: MemberBeams, rests_BKX: Tensor) -> Tensor:
+        """U_BK of full lists: the one prefix of each request, then each of its rests."""
+        P, U = beams.counts, beams.utility
+        for x, h in enumerate(self.value.state.along(beams.value_state, table, rests_BKX, beams.length)):
+            logits = self.head(h)
+            U = U + self.head.increments(logits, P) @ self.weights_OL[:, beams.length + x]
+            P = self.head.next_counts(logits, P)
+        return U
 
     def _hidden_of(self, state: State, parent_BK: Tensor, token_BKD: Tensor, t: int) -> Tensor:
         """h_BKD of one item after each parent: every prefix becomes a request with one candidate."""
@@ -194,7 +210,3 @@ class Member(nn.Module):
 
     def _togo_head(self, h: Tensor, pool: Tensor) -> Tensor:
         return self.togo_out(F.gelu(self.togo_hidden(h) + self.togo_pool(pool))).squeeze(-1)
-
-
-def _rows(tokens_BCD: Tensor, item_BK: Tensor) -> Tensor:
-    return tokens_BCD.gather(1, item_BK.unsqueeze(-1).expand(-1, -1, tokens_BCD.shape[-1]))

@@ -2,12 +2,12 @@
 
 sequence(tokens_BLD) gives h for every slot of known lists at once (training). start, hidden, advance give the same
 values one step at a time from a cached state (mining): `hidden` the h of every candidate as the next item of every
-prefix, `advance` the state after choosing one.
+prefix, `advance` the state after choosing one. table, along: the same along the rests of many lists after one prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 State = tuple[Tensor, ...]  # each tensor (B, K, …)
+Table = tuple[Tensor, ...]  # each tensor (B, …, C, …)
 
 
 class PrefixState(Protocol):
@@ -36,11 +37,26 @@ class PrefixState(Protocol):
         """The state of K prefixes, each a parent's prefix with one more item at slot t."""
         ...
 
+    def table(self, tokens_LBCD: Sequence[Tensor]) -> Table:
+        """What `along` needs of the candidates' tokens, by slot or the same for all slots."""
+        ...
+
+    def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
+        """h_BKD of given candidates at the slots t, t+1, …, one after another after the one prefix of each request."""
+        ...
+
 
 def pick(values_BK: Tensor, parent_BK: Tensor) -> Tensor:
     """Rows of axis 1 by parent index; trailing axes follow."""
     index = parent_BK.view(*parent_BK.shape, *(1,) * (values_BK.dim() - 2))
     return values_BK.gather(1, index.expand(*parent_BK.shape, *values_BK.shape[2:]))
+
+
+def rows(table_BCD: Tensor, items_BK: Tensor) -> Tensor:
+    """(B, K, D): the rows of some candidates."""
+    B, C, D = table_BCD.shape
+    first = torch.arange(0, B * C, C, device=items_BK.device).unsqueeze(1)
+    return F.embedding(items_BK + first, table_BCD.reshape(B * C, D))
 
 
 class AdditiveState(nn.Module):
@@ -111,6 +127,33 @@ class AdditiveState(nn.Module):
         added = self._added(tokens_BKD, self._slot(self.past, t))
         return tuple(pick(part, parent_BK) + more for part, more in zip(state, added, strict=True))
 
+    def table(self, tokens_LBCD: Sequence[Tensor]) -> Table:
+        """What each candidate adds to W1 S, W3 S and W5 R at each slot, (B, L or 1, C, 3D), and its W2 e, W4 e, W6 x (B, C, 3D).
+
+        S and R are sums, and what is made of them first is linear: so a known list needs no product of matrices.
+        """
+        [tokens] = tokens_LBCD
+        e, x = tokens.split(self.width, dim=-1)
+        R, S = self._added(tokens.unsqueeze(1), self.past.unsqueeze(1))
+        adds, own = [self.w1(S), self.w3(S)], [self.w2(e), self.w4(e)]
+        if self.products:
+            adds.append(self.w5(R).expand_as(adds[0]))
+            own.append(self.w6(x))
+        return torch.cat(adds, -1), torch.cat(own, -1)
+
+    def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
+        adds, own = table
+        R, S = state
+        sums = torch.cat([self.w1(S), self.w3(S), *([self.w5(R)] if self.products else [])], -1)
+        for x in range(items_BKX.shape[2]):
+            slot = 0 if self.position_free else t + x
+            S1, S3, *R5 = sums.split(self.width, -1)
+            own2, own4, *own6 = rows(own, items_BKX[:, :, x]).split(self.width, -1)
+            pre = torch.addcmul(S1 + self.target[slot] + own2, S3, own4)
+            yield F.gelu(torch.addcmul(pre, R5[0], own6[0]) if self.products else pre)
+            if x + 1 < items_BKX.shape[2]:
+                sums = sums + rows(adds[:, slot], items_BKX[:, :, x])
+
 
 def _before(added_BLX: Tensor) -> Tensor:
     """Sums over the slots before each."""
@@ -152,13 +195,27 @@ class AttentionState(nn.Module):
         return self.norm(x)
 
     def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:  # noqa: ARG002
+        return self._step(tuple(pick(part, parent_BK) for part in state), tokens_BKD)[1]
+
+    def table(self, tokens_LBCD: Sequence[Tensor]) -> Table:
+        """The tokens."""
+        return tuple(tokens_LBCD)
+
+    def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
+        state = tuple(part.expand(-1, items_BKX.shape[1], -1, -1, -1) for part in state)
+        for x in range(items_BKX.shape[2]):
+            h, state = self._step(state, rows(table[t + x if len(table) > 1 else 0], items_BKX[:, :, x]))
+            yield h
+
+    def _step(self, state: State, tokens_BKD: Tensor) -> tuple[Tensor, State]:
+        """h_BKD of one more item after each prefix, and the states with it."""
         x = tokens_BKD.unsqueeze(2)
         grown: list[Tensor] = []
         for i, block in enumerate(self._layers()):
-            keys, values = pick(state[2 * i], parent_BK), pick(state[2 * i + 1], parent_BK)
+            keys, values = state[2 * i : 2 * i + 2]
             x, k, v = block.step(x, keys, values)
             grown += [torch.cat([keys, k], dim=3), torch.cat([values, v], dim=3)]
-        return tuple(grown)
+        return self.norm(x).squeeze(2), tuple(grown)
 
 
 class _Block(nn.Module):

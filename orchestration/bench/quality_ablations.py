@@ -57,6 +57,7 @@ GROUPS: Final[dict[str, dict[str, Ablation]]] = {
     "head": _each("evaluator.head", ("count_markov", "continuation", "step")),
     "beams": _each("mining.beams", ("union", "prefix")),
     "width": _each("mining.beam_width", (2, 4, 8, 16)),
+    "sweeps": _each("mining.sweeps", (0, 1, 2, 4)),
     "targets": {
         f"{targets}, alpha {alpha:g}, tau_q {tau_q:g}": Ablation(
             {"generator.targets": targets, "generator.alpha": alpha, "generator.tau_q": tau_q}

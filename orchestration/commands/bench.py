@@ -146,8 +146,8 @@ def ablations(
 ) -> None:
     """Change one choice of the method at a time: true value, judged value, calls and seconds; table, JSON.
 
-    Shares every step with `degre bench quality` in the same folder. Groups: prefix_state, head, beams, width, targets,
-    tau_w, ensemble, narrow_log, exploration, data, mined, on_policy, decoder, transfer.
+    Shares every step with `degre bench quality` in the same folder. Groups: prefix_state, head, beams, width, sweeps,
+    targets, tau_w, ensemble, narrow_log, exploration, data, mined, on_policy, decoder, transfer.
 
     Example: degre bench ablations --world hooks --size small --seeds 2 --groups head,beams --json
     """

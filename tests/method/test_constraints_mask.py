@@ -250,7 +250,7 @@ def test_full_lists_are_told_apart_as_check_list_tells_them() -> None:
     rules = case.rules
     seen = set()
     for order in permutations(range(len(case.ids)), case.length):
-        fine = bool(obeyed(rules, np.array([order]))[0])
+        fine = bool(obeyed(rules, np.array([[order]]))[0, 0])
         seen.add(fine)
         assert fine == obeys(case, order)
         if fine:

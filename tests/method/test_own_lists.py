@@ -65,10 +65,10 @@ def test_own_lists_and_their_labels_obey_the_rules(world: Crafted) -> None:
     group = np.tile(np.arange(N) % 2, (R, 1))
     rules = replace(free, gap_slots=2, gap_group_BC=group)
     unbound, _ = own(world)
-    assert not obeyed(rules, unbound["lists"].astype(np.int64)).all()
+    assert not obeyed(rules, unbound["lists"][:, None].astype(np.int64)).all()
     got, _ = own(world, rules)
     lists = got["lists"].astype(np.int64)
-    assert obeyed(rules, lists).all()
+    assert obeyed(rules, lists[:, None]).all()
     feasible = feasible_along(rules, lists[:, None])[:, 0]
     assert (~np.isnan(got["one_step"]) == feasible).all()
     assert np.take_along_axis(feasible, got["label"][:, :, None].astype(np.int64), 2).all()

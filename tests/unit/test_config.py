@@ -71,7 +71,7 @@ def test_the_paper_mode_presets_what_is_not_set_explicitly(tmp_path: Path, monke
     settings = load_settings(written(tmp_path, "mode: paper\ngenerator: {targets: backed_up}"))
     assert (settings.evaluator.prefix_state, settings.evaluator.head) == ("attention", "step")
     assert (settings.generator.targets, settings.generator.decoder) == ("backed_up", "attention")
-    assert settings.mining.beams == "prefix"
+    assert (settings.mining.beams, settings.mining.sweeps) == ("prefix", 0)
     assert settings.generator.alpha == GeneratorConfig().alpha
 
 
