@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from degre_prod.errors import DegreError
 
@@ -86,8 +87,11 @@ def unanswered(status: int) -> Problem:
     return Problem(status, "no replica has answered", headers=_SOON)
 
 
-def from_validation(error: ValidationError) -> Problem:
-    """400 for a body that is not JSON, 413 for too many candidates, else 422 with the fields named."""
+def from_validation(error: ValidationError, model: type[BaseModel]) -> Problem:
+    """400 for a body that is not JSON, 413 for too many candidates, else 422 with the fields named.
+
+    `model`: what the body was to be; a field that it hasn't is answered with those that it has.
+    """
     found = error.errors(include_url=False, include_context=False, include_input=False)
     if found[0]["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {found[0]['msg']}")
@@ -96,9 +100,27 @@ def from_validation(error: ValidationError) -> Problem:
     messages: dict[str, list[str]] = {}
     for item in found:
         heard = messages.setdefault(field_path(item["loc"]), [])
-        if item["msg"] not in heard:
-            heard.append(item["msg"])
+        message = _no_such_field(item["loc"], model) if item["type"] == "extra_forbidden" else item["msg"]
+        if message not in heard:
+            heard.append(message)
     return invalid(FieldError(field, " or ".join(heard)) for field, heard in messages.items())
+
+
+def _no_such_field(location: Sequence[int | str], model: type[BaseModel]) -> str:
+    *above, name = location
+    for part in above:
+        nested = _models(model.model_fields[part].annotation) if part in model.model_fields else []
+        model = nested[0] if nested else model
+    names = list(model.model_fields)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    return f"no such field; did you mean {near[0]}?" if near else f"no such field; there are {', '.join(names)}"
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Those inside an annotation such as list[Candidate] | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def field_path(location: Sequence[int | str]) -> str:

@@ -84,7 +84,7 @@ def rerank(
     except OSError as error:
         raise DataError(f"cannot read the request: {error}", file=str(file)) from error
     except ValidationError as error:
-        raise DataError(from_validation(error).detail, file=str(file or "standard input")) from None
+        raise DataError(from_validation(error, RerankRequest).detail, file=str(file or "standard input")) from None
     tokens = load_settings(config).serving.tokens
     with RerankClient(url, token=tokens[0].get_secret_value() if tokens else None) as client:
         answer = client.rerank(request)

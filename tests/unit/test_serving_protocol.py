@@ -18,7 +18,7 @@ def problem_of(document: dict[str, Any] | str) -> Problem:
     text = document if isinstance(document, str) else json.dumps(document)
     with pytest.raises(ValidationError) as caught:
         RerankRequest.model_validate_json(text)
-    return from_validation(caught.value)
+    return from_validation(caught.value, RerankRequest)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,21 @@ def test_each_wrong_field_is_a_422_naming_it(change: dict[str, Any], field: str)
     problem = problem_of(GOOD | change)
     assert problem.status == 422
     assert [e.field for e in problem.errors] == [field]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"candidate": []}, "no such field; did you mean candidates?"),
+        ({"candidates": [{"id": 1, "colour": "red"}]}, "no such field; there are id, scores, features"),
+        (
+            {"constraints": {"gap": {"by": "brand", "slot": 2}}},
+            "no such field; did you mean slots?",
+        ),
+    ],
+)
+def test_a_field_that_is_none_is_answered_with_those_there_are(change: dict[str, Any], message: str) -> None:
+    assert message in [error.message for error in problem_of(GOOD | change).errors]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -91,7 +106,7 @@ def test_feedback_needs_event_ids() -> None:
     event = {"id": 1, "type": "click", "timestamp": "2026-01-01T00:00:00Z"}
     with pytest.raises(ValidationError) as caught:
         FeedbackRequest.model_validate_json(json.dumps({"request_id": "r", "events": [event]}))
-    assert from_validation(caught.value).errors[0].field == "events[0].event_id"
+    assert from_validation(caught.value, FeedbackRequest).errors[0].field == "events[0].event_id"
 
 
 def test_field_path() -> None:
