@@ -23,7 +23,8 @@ def local_search(
     sweeps: int,
     rules: Rules | None = None,
 ) -> Leaves:
-    """The list of each request after `sweeps` (at least 1) turns over the slots, front to back: lists_B1L, utility_B1.
+    """The list of each request after `sweeps` (at least 1) turns over the slots, front to back: lists_B1L (indices into
+    candidates), utility_B1 in units of Ū.
 
     A candidate that stands further back changes places with the item at the slot; one that stands further front is left
     there. Equal values leave a list as it is. With `rules` (of the same requests) only lists that obey them; the given

@@ -94,7 +94,8 @@ class LookaheadEvaluator(nn.Module):
         return tuple(member.table(p) for member, p in zip(self.each(), prepared.members, strict=True))
 
     def completed(self, tables: tuple[Table, ...], beams: Beams, rests_BKX: Tensor) -> Tensor:
-        """U_BK of full lists: the one prefix of each request that `beams` hold, then each of its rests."""
+        """U_BK, in units of Ū, of full lists: the one prefix of each request that `beams` hold, then each of its rests (indices into
+        candidates)."""
         members = zip(self.each(), tables, beams.members, strict=True)
         return self._agreed([member.completed(table, b, rests_BKX) for member, table, b in members])
 

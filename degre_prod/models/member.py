@@ -181,7 +181,7 @@ class Member(nn.Module):
         return self.value.state.table(by_slot)
 
     def completed(self, table: Table, beams: MemberBeams, rests_BKX: Tensor) -> Tensor:
-        """U_BK of full lists: the one prefix of each request, then each of its rests."""
+        """U_BK, in units of Ū, of full lists: the one prefix of each request, then each of its rests (indices into candidates)."""
         P, U = beams.counts, beams.utility
         for x, h in enumerate(self.value.state.along(beams.value_state, table, rests_BKX, beams.length)):
             logits = self.head(h)

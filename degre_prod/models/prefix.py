@@ -53,7 +53,7 @@ def pick(values_BK: Tensor, parent_BK: Tensor) -> Tensor:
 
 
 def rows(table_BCD: Tensor, items_BK: Tensor) -> Tensor:
-    """(B, K, D): the rows of some candidates."""
+    """(B, K, D): as `fields.gather` of indices without padding, but copied by whole rows, which is several times faster."""
     B, C, D = table_BCD.shape
     first = torch.arange(0, B * C, C, device=items_BK.device).unsqueeze(1)
     return F.embedding(items_BK + first, table_BCD.reshape(B * C, D))

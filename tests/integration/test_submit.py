@@ -153,7 +153,8 @@ def test_a_job_is_cancelled_and_taken_up_again_and_outlives_its_submitter(
     with held(processes):
         assert kept.items() <= mined().items()
         assert len(mined()) < SHARDS
-        again = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
+        again = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert again.stderr
         log = iter(again.stderr.readline, "")
         assert any(f"degre: {second}: found, running" in told for told in log)
     answer, rest = again.communicate(timeout=600)

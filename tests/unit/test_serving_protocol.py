@@ -60,10 +60,7 @@ def test_each_wrong_field_is_a_422_naming_it(change: dict[str, Any], field: str)
     [
         ({"candidate": []}, "no such field; did you mean candidates?"),
         ({"candidates": [{"id": 1, "colour": "red"}]}, "no such field; there are id, scores, features"),
-        (
-            {"constraints": {"gap": {"by": "brand", "slot": 2}}},
-            "no such field; did you mean slots?",
-        ),
+        ({"constraints": {"gap": {"by": "brand", "slot": 2}}}, "no such field; did you mean slots?"),
     ],
 )
 def test_a_field_that_is_none_is_answered_with_those_there_are(change: dict[str, Any], message: str) -> None:
