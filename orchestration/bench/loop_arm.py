@@ -256,7 +256,7 @@ def _await_bundle(url: str, sha256: str) -> None:
     from orchestration.bench.bed import readyz, replica_urls, until
 
     def serves() -> bool:
-        return all(readyz(replica)["bundle"] == sha256 for replica in replica_urls())
+        return {readyz(replica)["bundle"] for replica in replica_urls()} == {sha256}
 
     until(serves, f"{url} does not serve bundle {sha256}")
 
