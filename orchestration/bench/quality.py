@@ -46,7 +46,7 @@ def bench_quality(
 ) -> dict[str, Any]:
     """Measure, write quality.json, quality.svg and quality.png into `out`, and return the document.
 
-    `shares`: of the requests to mine and of the call budget, one point of the curves each; the table shows the largest.
+    `shares`: of the evaluator calls that mining all requests takes, one point of the curves each; the table shows the largest.
     `jobs` seeds run side by side. Raises ConfigurationError for an unknown world, size or method.
     """
     unknown = [name for name in methods if name not in (*METHODS, *VARIANTS, DEGRE)]

@@ -86,8 +86,8 @@ def curve_tables(document: Document) -> list[str]:
     curves, methods = document["curves"], document["methods"]
     shares = sorted({point["share"] for of in curves.values() for point in of})
     about = (
-        f"{document['size'].capitalize()} {document['world']}, seeds {document['seeds']}: `degre` mines the share of the "
-        f"{document['mined_requests']:,} requests, the graded methods spend as many evaluator calls; value over the reference."
+        f"{document['size'].capitalize()} {document['world']}, seeds {document['seeds']}: every method spends at most the share "
+        f"of the evaluator calls that mining {document['mined_requests']:,} requests takes; value over the reference."
     )
     rows = []
     for name in sorted((n for n in curves if not methods[n]["teacher"]), key=lambda n: -methods[n]["mean"]):

@@ -2,7 +2,7 @@
 
     seed-S/
       data/  training_set/  encoded/     the log; with -tau-… or -exploration-… behind the names where that is not as usual
-      evaluator-KEY/  mined-KEY/  generator-KEY/  budget-KEY/  diagnostics-KEY/
+      evaluator-KEY/  mined-KEY/  generator-KEY/  calls-KEY/  diagnostics-KEY/
       reference/                         true values of the reference lists and of a true-value beam
       exploration/  …  judge-KEY/        the judge's own log of random lists, and the judge
       answers/METHOD-SHARE-KEY/          its lists for the test requests, what it cost
@@ -29,7 +29,7 @@ from degre_prod.baselines.calls import Calls, CountingEvaluator
 from degre_prod.baselines.click_to_top import decoded
 from degre_prod.baselines.material import Material, Ranker
 from degre_prod.baselines.registry import GRADED, METHODS
-from degre_prod.config import Settings
+from degre_prod.config import GeneratorConfig, MiningConfig, Settings
 from degre_prod.encoding.encoder import load_encoder
 from degre_prod.encoding.store import EncodedSet, load_encoded
 from degre_prod.evaluation.diagnostics import break_down, diagnose
@@ -48,6 +48,7 @@ from degre_prod.worlds.reference import reference_values, true_beam_values
 from degre_prod.worlds.simulate import simulate
 from degre_prod.worlds.spec import LOGGING_TEMPERATURE
 from degre_prod.worlds.truth import World, load_world
+from orchestration.bench.quality_budget import narrowed, shortened
 from orchestration.bench.quality_folders import FORMAT, encode, keep_newest, seconds_of, step
 from orchestration.bench.quality_variants import VARIANTS
 
@@ -188,18 +189,30 @@ class SeedRun:
 
         return dict(json.loads((self.made("diagnostics", key, work) / "diagnostics.json").read_text()))
 
+    def mining(self, share: float) -> MiningConfig:
+        """How requests are mined for `share` of the evaluator calls of `mining_calls`."""
+        usual = self.settings.mining
+        if share == 1:
+            return usual
+        narrow = narrowed(usual)
+        affordable = int(self.mining_calls * share / self.calls_per_request(narrow))
+        return narrow.model_copy(update={"requests": min(max(1, affordable), len(self.minable))})
+
+    def learning(self, share: float) -> GeneratorConfig:
+        """How the generator learns from what is mined for `share` of the calls."""
+        learning = self.settings.generator
+        return learning if share == 1 else shortened(learning, self.mining(share).requests / len(self.minable))
+
     def mined(self, share: float) -> Path:
-        """Lists mined for `share` of the requests."""
-        mining = self.settings.mining
-        mining = mining.model_copy(update={"requests": max(1, round(mining.requests * share))})
+        """Lists mined for `share` of the calls."""
+        mining = self.mining(share)
         key = digest("mined", FORMAT, made_from(self.evaluator_folder), mining.model_dump())
         config = {"encoded": str(self.encoded), "evaluator": str(self.evaluator_folder), "mining": mining.model_dump()}
         return self.made("mined", key, lambda place: mine({**config, "folder": str(place)}))
 
     def generator(self, share: float) -> Path:
-        """A generator of what was mined for `share` of the requests, with as many optimiser steps as for all of them."""
-        mined, learning = self.mined(share), self.settings.generator
-        learning = learning.model_copy(update={"epochs": max(1, round(learning.epochs / share))})
+        """A generator of what was mined for `share` of the calls."""
+        mined, learning = self.mined(share), self.learning(share)
         key = digest("generator", FORMAT, made_from(mined), learning.model_dump())
         learn = {"encoded": str(self.encoded), "mined": str(mined), "generator": learning.model_dump()}
         learn |= {"evaluator": str(self.evaluator_folder), "mining": self.settings.mining.model_dump()}
@@ -235,37 +248,51 @@ class SeedRun:
         return load_encoded(self.encoded / name)
 
     @cached_property
+    def minable(self) -> np.ndarray:
+        """The training requests that are mined with all calls."""
+        return minable_requests(
+            self.split("train"), self.evaluator.spec.layout.list_length, self.settings.mining.requests
+        )
+
+    @property
     def mining_calls(self) -> int:
         """Evaluator calls that mining all requests takes, the generator's own lists included: the budget of every method that
         learns from graded lists."""
-        mining, rounds = self.settings.mining, self.settings.generator.on_policy_rounds
-        key = digest("budget", FORMAT, made_from(self.evaluator_folder), mining.model_dump(), rounds)
+        return int(self.calls_per_request(self.settings.mining) * len(self.minable))
+
+    def spent(self, share: float) -> int:
+        """Evaluator calls that `degre` takes of `share` of the budget."""
+        mining = self.mining(share)
+        return int(self.calls_per_request(mining) * min(mining.requests, len(self.minable)))
+
+    def calls_per_request(self, mining: MiningConfig) -> float:
+        """Evaluator calls of mining a request, the generator's own lists included."""
+        rounds = self.settings.generator.on_policy_rounds
+        how = mining.model_dump(exclude={"requests"})
+        key = digest("calls", FORMAT, made_from(self.evaluator_folder), how, rounds)
 
         def work(place: Path) -> None:
-            train, calls = self.split("train"), Calls()
-            requests = minable_requests(train, self.evaluator.spec.layout.list_length, mining.requests)
-            probe = requests[:_PROBE]
+            train, calls, probe = self.split("train"), Calls(), self.minable[:_PROBE]
             counting = CountingEvaluator(self.evaluator, calls)
             mined = mine_requests(counting, train, probe, mining)
             kept = Leaves(torch.from_numpy(mined["lists"].astype(np.int64)), torch.from_numpy(mined["utility"]))
             untrained = Generator(generator_spec(self.evaluator.spec.layout, self.settings.generator))
             for _ in range(rounds):
                 own_lists(untrained, counting, train, probe, kept, mining)
-            write_json(place / "calls.json", calls.count * len(requests) // len(probe))
+            write_json(place / "calls.json", calls.count / len(probe))
 
-        return int(json.loads((self.made("budget", key, work) / "calls.json").read_text()))
+        return float(json.loads((self.made("calls", key, work) / "calls.json").read_text()))
 
     def material(self, share: float) -> Material:
         """What a baseline is given; `share` of the budget."""
-        train, L = self.split("train"), self.evaluator.spec.layout.list_length
         schema = load_encoder(self.encoded / "encoder.json").schema
         return Material(
-            train=train,
+            train=self.split("train"),
             validation=self.split("validation"),
             layout=self.evaluator.spec.layout,
             slots=schema.logged_length,
             evaluator=self.evaluator,
-            requests=minable_requests(train, L, self.settings.mining.requests),
+            requests=self.minable,
             budget=int(self.mining_calls * share),
             generator=self.settings.generator,
             seed=self.seed,
@@ -276,7 +303,12 @@ class SeedRun:
         methods."""
         run = self.variant(method)
         depends = is_priced(method)
-        settings = {name: getattr(run.settings, name).model_dump() for name in ("mining", "generator")}
+        how = (
+            (run.mining(share), run.learning(share))
+            if is_ours(method)
+            else (run.settings.mining, run.settings.generator)
+        )
+        settings = dict(zip(("mining", "generator"), (h.model_dump() for h in how), strict=True))
         key = digest("answer", FORMAT, method, made_from(run.evaluator_folder), settings, share if depends else 1)
         name = f"answers/{method}-{share:g}" if depends else f"answers/{method}"
         out = self.made(name, key, lambda place: run._answer(method, share, place))
@@ -290,7 +322,7 @@ class SeedRun:
         if ours:
             folder = self.generator(share)
             rank = partial(decoded, load_generator(folder), length=self.evaluator.spec.layout.list_length)
-            train_calls = int(self.mining_calls * share)
+            train_calls = self.spent(share)
             train_seconds = seconds_of(folder) + seconds_of(self.mined(share))
         else:
             material = self.material(share)

@@ -1,7 +1,7 @@
 """`degre bench tune`: as many configurations for every method, chosen on validation requests by the judge, never by truth.
 
-A method that learns from graded lists may spend a stated share of the calls that mining takes; `degre` mines that share of
-the requests. The same seeds, logs and evaluator as `degre bench quality` in the same folder.
+A method that learns from graded lists may spend a stated share of the calls that mining takes; `degre` mines
+with narrower beams for it. The same seeds, logs and evaluator as `degre bench quality` in the same folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEGRE_TRIALS: Final[tuple[dict[str, Any], ...]] = (
     {"tau_w": 0.3},
 )
 TUNABLE: Final = (*TRIALS, DEGRE)
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _run_trial(run: SeedRun, method: str, number: int, share: float, place: Path
         own = replace(run, plan=replace(run.plan, settings=settings))
         learnt = own.generator(share)
         rank = partial(decoded, load_generator(learnt), length=own.evaluator.spec.layout.list_length)
-        calls.add(int(own.mining_calls * share))
+        calls.add(own.spent(share))
         seconds = seconds_of(learnt) + seconds_of(own.mined(share))
     else:
         rank = METHODS[method](run.material(share), calls, TRIALS[method][number])

@@ -88,7 +88,7 @@ def test_trials_are_judged_on_validation_requests_and_the_best_is_named(place: P
         document["trials"]["degre"][0]["evaluator_calls"] > 0 == document["trials"]["pointwise"][0]["evaluator_calls"]
     )
     new = {name.split("/")[-1].split("-")[0] for name in made(place) - before}
-    assert new == {"pointwise", "degre", "mined", "generator"}  # evaluator and judge are those of the table
+    assert new == {"pointwise", "degre", "calls", "mined", "generator"}  # evaluator and judge are those of the table
     once = made(place)
     assert degre(place, "tune", "--method", "pointwise,degre", "--share", "0.5") == document
     assert made(place) == once
