@@ -15,8 +15,8 @@ BEAM_WIDTH: Final = 1
 
 
 def narrowed(mining: MiningConfig) -> MiningConfig:
-    """The mining whose requests cost less: beams of BEAM_WIDTH, from which the local search starts."""
-    return mining.model_copy(update={"beam_width": BEAM_WIDTH})
+    """The mining whose requests cost less: where a local search follows, it starts from beams of BEAM_WIDTH."""
+    return mining.model_copy(update={"beam_width": BEAM_WIDTH}) if mining.sweeps else mining
 
 
 def shortened(learning: GeneratorConfig, mined_share: float) -> GeneratorConfig:

@@ -23,6 +23,7 @@ from degre_prod.schema import load_schema
 from degre_prod.worlds.simulate import simulate
 from orchestration.bench.direct_join import join_by_id
 from orchestration.bench.quality import SeedWork, make_plan
+from orchestration.bench.quality_budget import narrowed
 from orchestration.bench.quality_steps import SeedRun
 from orchestration.bench.quality_summary import average, judge_agreement
 from orchestration.bench.quality_variants import VARIANTS
@@ -94,6 +95,8 @@ def test_fewer_calls_buy_narrower_beams_for_more_requests(tmp_path: Path) -> Non
     assert (run.mining(1.0), run.learning(1.0)) == (run.settings.mining, run.settings.generator)
     for share, all_of_them in ((0.1, False), (0.9, True)):
         mining = run.mining(share)
+        searched = run.settings.mining.model_copy(update={"sweeps": 0})
+        assert narrowed(searched) == searched  # the paper's beams are not followed by a local search
         assert mining == run.settings.mining.model_copy(update={"beam_width": 1, "requests": mining.requests})
         assert mining.requests > 60 * share
         assert (mining.requests == 60) is all_of_them
