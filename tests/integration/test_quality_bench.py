@@ -95,13 +95,13 @@ def test_fewer_calls_buy_narrower_beams_for_more_requests(tmp_path: Path) -> Non
     assert (run.mining(1.0), run.learning(1.0)) == (run.settings.mining, run.settings.generator)
     for share, all_of_them in ((0.1, False), (0.9, True)):
         mining = run.mining(share)
-        searched = run.settings.mining.model_copy(update={"sweeps": 0})
-        assert narrowed(searched) == searched  # the paper's beams are not followed by a local search
         assert mining == run.settings.mining.model_copy(update={"beam_width": 1, "requests": mining.requests})
         assert mining.requests > 60 * share
         assert (mining.requests == 60) is all_of_them
         assert run.spent(share) <= share * run.mining_calls
         assert run.learning(share).epochs == round(4 / math.sqrt(mining.requests / 60))
+    searched = run.settings.mining.model_copy(update={"sweeps": 0})
+    assert narrowed(searched) == searched  # the paper's beams are not followed by a local search
 
 
 def test_a_variant_is_a_row_with_an_evaluator_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
