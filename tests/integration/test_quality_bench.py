@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from degre_prod.schema import load_schema
 from degre_prod.worlds.simulate import simulate
 from orchestration.bench.direct_join import join_by_id
 from orchestration.bench.quality import SeedWork, make_plan
-from orchestration.bench.quality_budget import narrowed
 from orchestration.bench.quality_steps import SeedRun
 from orchestration.bench.quality_summary import average, judge_agreement
 from orchestration.bench.quality_variants import VARIANTS
@@ -87,21 +85,6 @@ def test_the_bench_measures_and_does_nothing_twice(tmp_path: Path) -> None:
     assert more["methods"]["pointwise"] == methods["pointwise"]
     new = {p.parent.name for p in (tmp_path / "out").rglob("made_from.json")} - {p.parent.name for p in made}
     assert {name.split("-")[0] for name in new} == {"input_order"}
-
-
-def test_fewer_calls_buy_narrower_beams_for_more_requests(tmp_path: Path) -> None:
-    plan = make_plan("mixed", "small", settings=Settings.model_validate(SETTINGS), logs=100, mined=60, test=10)
-    run = SeedRun(tmp_path, plan, 0)
-    assert (run.mining(1.0), run.learning(1.0)) == (run.settings.mining, run.settings.generator)
-    for share, all_of_them in ((0.1, False), (0.9, True)):
-        mining = run.mining(share)
-        assert mining == run.settings.mining.model_copy(update={"beam_width": 1, "requests": mining.requests})
-        assert mining.requests > 60 * share
-        assert (mining.requests == 60) is all_of_them
-        assert run.spent(share) <= share * run.mining_calls
-        assert run.learning(share).epochs == round(4 / math.sqrt(mining.requests / 60))
-    searched = run.settings.mining.model_copy(update={"sweeps": 0})
-    assert narrowed(searched) == searched  # the paper's beams are not followed by a local search
 
 
 def test_a_variant_is_a_row_with_an_evaluator_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from degre_prod.config import Settings
 from degre_prod.errors import ConfigurationError, DataError
 from orchestration.bench.quality import make_plan
 from orchestration.bench.quality_ablations import GROUPS
+from orchestration.bench.quality_budget import narrowed
 from orchestration.bench.quality_results import END, START
 from orchestration.bench.quality_steps import SeedRun
 from orchestration.bench.quality_tune import DEGRE_TRIALS
@@ -194,3 +196,19 @@ def test_an_unknown_name_is_refused_before_anything_is_learnt(
     assert "mixer" in str(done.exception)
     assert "degre" in str(done.exception) or "beams" in str(done.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_fewer_calls_buy_narrower_beams_for_more_requests(place: Path) -> None:
+    plan = make_plan("mixed", "small", settings=Settings.model_validate(SETTINGS), logs=300, mined=40, test=30)
+    run = SeedRun(place / "out" / "seed-0", plan, 0)
+    usual = run.settings.mining
+    assert (run.mining(1.0), run.learning(1.0)) == (usual, run.settings.generator)
+    for share, all_of_them in ((0.1, False), (0.9, True)):
+        mining = run.mining(share)
+        assert mining == usual.model_copy(update={"beam_width": 1, "requests": mining.requests})
+        assert mining.requests > 40 * share
+        assert (mining.requests == 40) is all_of_them
+        assert run.spent(share) <= share * run.mining_calls
+        assert run.learning(share).epochs == round(4 / math.sqrt(mining.requests / 40))
+    searched = usual.model_copy(update={"sweeps": 0})
+    assert narrowed(searched) == searched  # the paper's beams are not followed by a local search
