@@ -45,7 +45,9 @@ image:  ## build the image; prints its size, layers, user, start-up time and wha
 	@deploy/docker/image.sh
 
 sbom: $(STAMP)  ## bill of materials and licences of the dependencies, in build/
-	@$(BIN)/python deploy/docker/sbom.py build
+	@$(PYTHON) -m venv build/sbom
+	@build/sbom/bin/pip install --quiet --disable-pip-version-check -c constraints.txt cyclonedx-bom pip-licenses
+	@$(BIN)/python deploy/docker/sbom.py build build/sbom/bin
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,10 @@
 """A bill of materials (CycloneDX) and the list of licences of what the image carries: the package's dependencies, and theirs.
 
-    python deploy/docker/sbom.py FOLDER        writes sbom.json and licences.md there
+    python deploy/docker/sbom.py FOLDER TOOLS        writes sbom.json and licences.md into FOLDER
 
 It asks the environment it runs in, which has the versions of constraints.txt, and leaves out what only development needs.
+TOOLS holds cyclonedx-py and pip-licenses. They live in an environment of their own: a dependency of theirs, rfc3987-syntax,
+is imported by jsonschema wherever it is installed, hence by every process of Ray, and builds a grammar for a second or two.
 """
 
 from __future__ import annotations
@@ -56,9 +58,9 @@ def cut(document: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return document | {"components": kept, "dependencies": links}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, tools: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tools, needed = Path(sys.executable).parent, closure()
+    needed = closure()
     whole = [
         tools / "cyclonedx-py",
         "environment",
@@ -69,7 +71,14 @@ def main(folder: Path) -> None:
     ]
     bill = json.loads(subprocess.run(whole, check=True, capture_output=True, text=True).stdout)
     (folder / "sbom.json").write_text(json.dumps(cut(bill, set(needed)), indent=1) + "\n")
-    listing = [tools / "pip-licenses", "--from=mixed", "--with-urls", "--packages", *sorted(needed)]
+    listing = [
+        tools / "pip-licenses",
+        f"--python={sys.executable}",
+        "--from=mixed",
+        "--with-urls",
+        "--packages",
+        *sorted(needed),
+    ]
     table = subprocess.run([*listing, "--format=markdown"], check=True, capture_output=True, text=True).stdout
     (folder / "licences.md").write_text(table)
     found = json.loads(subprocess.run([*listing, "--format=json"], check=True, capture_output=True, text=True).stdout)
@@ -83,4 +92,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
