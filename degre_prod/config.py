@@ -65,7 +65,7 @@ class EvaluatorConfig(_Section):
     prefix_state: Literal["auto", "additive", "products", "attention"] = Field(
         "auto", description="auto trains each and keeps the one with the lowest validation loss"
     )
-    members: int = Field(1, ge=1, description="of the ensemble; several for logs that show little variety")
+    members: int = Field(2, ge=1, description="of the ensemble; where they disagree, lists are worth less")
     width: int = Field(32, ge=4, multiple_of=2, description="D; two attention heads share it")
     layers: int = Field(2, ge=1, description="Transformer layers over slots (attention only)")
     epochs: int = Field(14, ge=1, description="of the forms additive and products")
@@ -92,7 +92,7 @@ class MiningConfig(_Section):
     trust_region: int | None = Field(
         None, ge=1, description="place only the first so many candidates by prior rank; any when absent"
     )
-    pessimism: float = Field(0.0, ge=0, description="κ: lists are scored by mean − κ·std over evaluator.members")
+    pessimism: float = Field(1.0, ge=0, description="κ: lists are scored by mean − κ·std over evaluator.members")
     shard_size: int = Field(256, ge=1, description="requests per output file")
     chunk_size: int = Field(32, ge=1, description="requests expanded together")
 
@@ -222,7 +222,7 @@ class CollectConfig(_Section):
 
 # The published method's own choices where ours differ (METHOD §2-5): what `mode: paper` puts in the place of defaults.
 PAPER: dict[str, dict[str, Any]] = {
-    "evaluator": {"prefix_state": "attention", "head": "continuation"},
+    "evaluator": {"prefix_state": "attention", "head": "continuation", "members": 1},
     "mining": {"beams": "prefix", "sweeps": 0},
     "generator": {"targets": "one_step", "decoder": "attention"},
 }
@@ -354,11 +354,6 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
                 problems.append(_unknown(dotted, dotted, keys))
     if problems:
         raise ConfigurationError("configuration: " + "; ".join(problems))
-    if settings.mining.pessimism > 0 and settings.evaluator.members == 1:
-        raise ConfigurationError(
-            f"configuration: mining.pessimism {settings.mining.pessimism:g} weighs how far members disagree, and "
-            "evaluator.members is 1; set it to 3, or the pessimism to 0"
-        )
     return settings
 
 

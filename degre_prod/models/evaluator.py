@@ -12,7 +12,6 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from degre_prod.errors import ConfigurationError
 from degre_prod.models.fields import Batch
 from degre_prod.models.member import EvaluatorSpec, Member, MemberBeams, MemberPrepared
 from degre_prod.models.prefix import Table
@@ -37,11 +36,6 @@ class LookaheadEvaluator(nn.Module):
 
     def __init__(self, spec: EvaluatorSpec, *, pessimism: float = 0.0) -> None:
         super().__init__()
-        if pessimism and spec.members == 1:
-            raise ConfigurationError(
-                f"pessimism {pessimism:g} weighs how far members disagree, and this evaluator has one; train one with "
-                "evaluator.members 3, or mine with mining.pessimism 0"
-            )
         self.spec = spec
         self.pessimism = pessimism
         self.members = nn.ModuleList(Member(spec) for _ in range(spec.members))
@@ -100,9 +94,11 @@ class LookaheadEvaluator(nn.Module):
         return self._agreed([member.completed(table, b, rests_BKX) for member, table, b in members])
 
     def _agreed(self, values: Sequence[Tensor]) -> Tensor:
-        """mean − κ·std over the members (the standard deviation of all there are, not of a sample)."""
+        """mean − κ·std over the members (the standard deviation of all there are, not of a sample; of one it is 0)."""
         mean = _mean(values)
-        return mean - self.pessimism * torch.stack(list(values)).std(0, correction=0) if self.pessimism else mean
+        if len(values) == 1 or not self.pessimism:
+            return mean
+        return mean - self.pessimism * torch.stack(list(values)).std(0, correction=0)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

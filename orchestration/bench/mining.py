@@ -1,6 +1,7 @@
 """`degre bench mining`: requests a second of mining, one core and two workers, against encoding every prefix anew.
 
-n = 50, L = 10, K = 8, the large mixed world's features, default settings, random weights (time does not depend on them).
+n = 50, L = 10, K = 8, the large mixed world's features, default settings, random weights (time does not depend on them), one
+member: an ensemble of two costs either side twice as much.
     default      the miner of `degre mine` with the prefix state `products`, the form that is mostly chosen at large sizes
     additive     the same with the form that is chosen otherwise
     attention    the same with cached attention states (2 layers)
@@ -68,7 +69,7 @@ def make_bed(folder: Path, requests: int, *, size: str = "large") -> Bed:
     models = {}
     for form in ("products", "additive", "attention"):
         torch.manual_seed(0)
-        spec = evaluator_spec(encoder.schema, encoder.layout(), EvaluatorConfig(), form, encoded)
+        spec = evaluator_spec(encoder.schema, encoder.layout(), EvaluatorConfig(members=1), form, encoded)
         models[form] = LookaheadEvaluator(spec).eval()
         (folder / form).mkdir()
         save_module(models[form], spec, folder / form, "evaluator")

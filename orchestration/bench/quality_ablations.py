@@ -69,13 +69,13 @@ GROUPS: Final[dict[str, dict[str, Ablation]]] = {
     "tau_w": _each("generator.tau_w", (0.03, 0.1, 0.3, 1.0)),
     "ensemble": {
         f"members {members}, kappa {kappa:g}": Ablation({"evaluator.members": members, "mining.pessimism": kappa})
-        for members, kappa in ((1, 0.0), (3, 0.0), (3, 1.0), (3, 3.0))
+        for members, kappa in ((1, 0.0), (2, 0.0), (2, 1.0), (3, 1.0), (3, 3.0))
     },
     "narrow_log": {
         f"tau .1, members {members}, kappa {kappa:g}": Ablation(
             {"evaluator.members": members, "mining.pessimism": kappa}, {"tau": 0.1}
         )
-        for members, kappa in ((1, 0.0), (3, 1.0))
+        for members, kappa in ((1, 0.0), (2, 1.0))
     },
     "exploration": {f"{share:.0%} random lists": Ablation(plan={"exploration": share}) for share in (0.0, 0.1)},
     "data": {f"{share:g} of the log": Ablation(plan={"log_share": share}) for share in (0.25, 0.5, 1.0)},

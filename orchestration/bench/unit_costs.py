@@ -155,7 +155,7 @@ def collecting(redis_url: str, dataset: Path) -> dict[str, float]:
 
 
 def mining_cpu_s(count: int) -> float:
-    """Processor seconds that mining one request takes on one core: n = 50, L = 10, K = 8, additive state."""
+    """Processor seconds that mining one request takes on one core: n = 50, L = 10, K = 8, additive state, one member."""
     import torch
 
     from degre_prod.config import MiningConfig

@@ -58,8 +58,8 @@ def bootstrap(
         refuse_another(own, data)
     step("data", not there, lambda: take_own(own, data, settings, named) if mounted else _simulate(data, world))
     update: dict[str, Any] = {"scaling": settings.scaling.model_copy(update={"num_workers": 0})}
-    if (data / MARK).is_file():  # simulated, to show the way: one form, not the best of three
-        update["evaluator"] = settings.evaluator.model_copy(update={"prefix_state": "additive"})
+    if (data / MARK).is_file():  # simulated, to show the way: one form, not the best of three, once
+        update["evaluator"] = settings.evaluator.model_copy(update={"prefix_state": "additive", "members": 1})
     run = open_run(folder, settings.model_copy(update=update))
     step("features", not _materialised(redis_url), lambda: _materialise(run, redis_url))
 

@@ -15,8 +15,7 @@ import torch
 from crafted import Crafted, L, N, random_lists
 
 from degre_prod.baselines.calls import Calls, CountingEvaluator
-from degre_prod.config import EvaluatorConfig, MiningConfig, load_settings
-from degre_prod.errors import ConfigurationError
+from degre_prod.config import EvaluatorConfig, MiningConfig
 from degre_prod.mining.beam import union_search
 from degre_prod.mining.mine import mine, mine_requests
 from degre_prod.models.evaluator import LookaheadEvaluator
@@ -98,14 +97,11 @@ def test_every_member_is_paid_for(world: Crafted) -> None:
     assert counts[1] == MEMBERS * counts[0] > 0
 
 
-def test_one_member_cannot_disagree(world: Crafted, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"evaluator.members 3"):
-        crafted.evaluator(world.encoder, pessimism=1.0)
-    file = tmp_path / "degre.yaml"
-    file.write_text("mining: {pessimism: 1}")
-    with pytest.raises(ConfigurationError, match=r"mining.pessimism 1 .* evaluator.members is 1"):
-        load_settings(file)
-    assert load_settings(file, {"evaluator": {"members": 2}}).mining.pessimism == 1
+@torch.inference_mode()
+def test_one_member_disagrees_with_nobody(world: Crafted, batch: TensorBatch) -> None:
+    lists = random_lists(batch)
+    plain, pessimistic = (crafted.evaluator(world.encoder, pessimism=kappa).utilities(batch, lists) for kappa in (0, 5))
+    assert torch.equal(plain, pessimistic)
 
 
 @torch.inference_mode()
@@ -138,6 +134,7 @@ def test_mining_with_pessimism_keeps_other_lists(folder: Path, world: Crafted, t
 
 def trained(folder: Path, out: Path, **changes: Any) -> tuple[LookaheadEvaluator, dict[str, list[dict[str, float]]]]:
     settings = {"width": 8, "epochs": 4, "attention_epochs": 2, "min_steps": 1, "batch_size": 16, "togo_steps": 3}
+    settings["members"] = 1
     settings = EvaluatorConfig(**(settings | changes)).model_dump()
     out.mkdir()
     train_evaluator({"encoded": str(folder), "folder": str(out), "evaluator": settings})

@@ -37,7 +37,8 @@ def test_every_stage_follows_the_preset(tmp_path: Path) -> None:
         settings_of = {name: getattr(settings, name).model_dump()}
         task({"encoded": str(tmp_path / "encoded"), "folder": str(folders[name])} | needs | settings_of)
     evaluator, generator = load_evaluator(folders["evaluator"]), load_generator(folders["generator"])
-    assert (evaluator.spec.prefix_state, evaluator.spec.head) == ("attention", "continuation")
+    spec = evaluator.spec
+    assert (spec.prefix_state, spec.head, spec.members) == ("attention", "continuation", 1)
     assert isinstance(generator.decoder, AttentionDecoder)
     assert json.loads((folders["generator"] / "generator.json").read_text())["decoder"] == "attention"
     lists = decoded(generator, world.encoded, crafted.L)

@@ -48,7 +48,14 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_an_evaluator_starts_from_the_weights_it_is_given(world: Path, tmp_path: Path, warm: bool) -> None:
-    sizes: dict[str, Any] = {"width": 8, "epochs": 1, "min_steps": 1, "togo_steps": 1, "prefix_state": "additive"}
+    sizes: dict[str, Any] = {
+        "width": 8,
+        "epochs": 1,
+        "min_steps": 1,
+        "togo_steps": 1,
+        "prefix_state": "additive",
+        "members": 1,
+    }
     settings = EvaluatorConfig(learning_rate=STILL, weight_decay=0, **sizes).model_dump()
     config: dict[str, Any] = {"encoded": str(world), "folder": str(tmp_path), "evaluator": settings}
     train_evaluator(config | ({"warm_start": str(world / "evaluator")} if warm else {}))
