@@ -94,7 +94,7 @@ class MiningConfig(_Section):
     )
     pessimism: float = Field(1.0, ge=0, description="κ: lists are scored by mean − κ·std over evaluator.members")
     shard_size: int = Field(256, ge=1, description="requests per output file")
-    chunk_size: int = Field(32, ge=1, description="requests expanded together")
+    chunk_size: int = Field(64, ge=1, description="requests expanded together")
 
 
 class GeneratorConfig(_Section):

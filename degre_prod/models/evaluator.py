@@ -95,10 +95,12 @@ class LookaheadEvaluator(nn.Module):
 
     def _agreed(self, values: Sequence[Tensor]) -> Tensor:
         """mean − κ·std over the members (the standard deviation of all there are, not of a sample; of one it is 0)."""
-        mean = _mean(values)
         if len(values) == 1 or not self.pessimism:
-            return mean
-        return mean - self.pessimism * torch.stack(list(values)).std(0, correction=0)
+            return _mean(values)
+        stacked = torch.stack(list(values))
+        mean = stacked.mean(0)
+        deviation = (stacked - mean).square().mean(0).sqrt()  # `std` of the first axis is several times slower
+        return torch.sub(mean, deviation, alpha=self.pessimism)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -13,11 +13,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,23 +28,58 @@ from degre_prod.config import ScalingConfig
 from degre_prod.errors import TrainingError
 from degre_prod.training.memory import keep_freed_memory
 
+K = TypeVar("K")
+V = TypeVar("V")
 Task = Callable[[dict[str, Any]], None]
 FAILURE = "failure.txt"  # in the task's folder: all that Ray had to say
 LINE_S = 10.0  # between two lines of progress, where standard error is a log
+WAIT_S = 7 * 86_400  # for a worker that has more to do; one that died is noticed by its closed connection, and by Ray
 
 
 @dataclass(frozen=True)
 class Worker:
-    """This worker's place in its group."""
+    """This worker's place in its group, or in a `team` that the group was divided into; `seat` is its rank in the whole group
+    where that is another."""
 
     rank: int
     world: int
+    team: torch.distributed.ProcessGroup | None = None
+    seat: int | None = None
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Element-wise sum over the group, in place."""
         if self.world > 1:
-            torch.distributed.all_reduce(tensor)
+            torch.distributed.all_reduce(tensor, group=self.team)
         return tensor
+
+    def divided(self, costs: Sequence[float]) -> tuple[Worker, list[int]]:
+        """This worker's place in its part of the group, and which of the jobs with these `costs` that part does, in order.
+
+        With fewer workers than jobs each works alone, the costly jobs given out first, to whom has least to do; with more of
+        them each job has a team. Every worker of the group must ask at the same time.
+        """
+        if self.world == 1:
+            return self, list(range(len(costs)))
+        costly_first = sorted(range(len(costs)), key=lambda job: -costs[job])
+        if self.world <= len(costs):
+            jobs: list[list[int]] = [[] for _ in range(self.world)]
+            for job in costly_first:
+                min(jobs, key=lambda given: sum(costs[j] for j in given)).append(job)
+            return Worker(0, 1, seat=self.rank), sorted(jobs[self.rank])
+        members = [list(range(self.world))[place :: len(costs)] for place in range(len(costs))]
+        teams = [torch.distributed.new_group(ranks) for ranks in members]
+        place = self.rank % len(costs)
+        return Worker(members[place].index(self.rank), len(members[place]), teams[place], self.rank), [
+            costly_first[place]
+        ]
+
+    def gathered(self, mine: dict[K, V]) -> dict[K, V]:
+        """What every worker of the whole group brings, each key from one of them. All wait for the last one."""
+        if self.world == 1:
+            return mine
+        brought: list[dict[K, V]] = [{} for _ in range(self.world)]
+        torch.distributed.all_gather_object(brought, mine)
+        return {key: value for part in brought for key, value in part.items()}
 
     def rows(self, batch: np.ndarray) -> np.ndarray:
         """This worker's rows of a batch that the whole group works on."""
@@ -57,7 +92,8 @@ class Worker:
     def progress(self, folder: Path, done: float, total: float, text: str, *, unit: str = "") -> None:
         """Leave word for the launcher's progress bar, which also shows how many of a `unit` a second are done."""
         told = {"done": done, "total": total, "text": text, "unit": unit}
-        write_json(folder / f"progress-{self.rank}.json", told)
+        seat = self.rank if self.seat is None else self.seat
+        write_json(folder / f"progress-{seat}.json", told)
 
 
 def current_worker() -> Worker:
@@ -68,14 +104,6 @@ def current_worker() -> Worker:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return Worker(torch.distributed.get_rank(), torch.distributed.get_world_size())
     return Worker(0, 1)
-
-
-def report(metrics: dict[str, float]) -> None:
-    """Tell Ray Train, where there is one. A barrier that costs over a second: once a network, not once an epoch."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        import ray.train
-
-        ray.train.report(metrics)
 
 
 def run_group(task: Task, config: dict[str, Any], *, folder: Path, scaling: ScalingConfig, label: str) -> None:
@@ -131,7 +159,7 @@ def _trainer(task: Task, config: dict[str, Any], storage: Path, scaling: Scaling
     return TorchTrainer(
         task,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="gloo"),
+        torch_config=TorchConfig(backend="gloo", timeout_s=WAIT_S),
         scaling_config=RayScaling(
             num_workers=scaling.num_workers,
             resources_per_worker={"CPU": scaling.cpus_per_worker},
@@ -180,7 +208,7 @@ def _progress_bar(folder: Path, label: str) -> Iterator[None]:
                 if not reports:
                     continue
                 done, total = (sum(r[name] for r in reports) for name in ("done", "total"))
-                text = _told(reports[0], bar.tasks[line].speed)
+                text = _told(reports, bar.tasks[line].speed)
                 bar.update(line, completed=done, total=total, text=text)
                 now = f"{label}: {done:,.0f} of {total:,.0f}, {text}"
                 if not console.is_terminal and now != last and (over or time.monotonic() >= due):
@@ -196,10 +224,12 @@ def _progress_bar(folder: Path, label: str) -> Iterator[None]:
             thread.join()
 
 
-def _told(report: dict[str, Any], speed: float | None) -> str:
-    """A report's text, and the speed where it has a unit; `speed` is the group's, a second, over the last half minute."""
-    rate = f"{speed:,.0f} {report['unit']}/s" if report["unit"] and speed is not None else ""
-    return ", ".join(part for part in (rate, str(report["text"])) if part)
+def _told(reports: list[dict[str, Any]], speed: float | None) -> str:
+    """The reports' texts, and the speed where they have a unit; `speed` is the group's, a second, over the last half minute."""
+    unit = reports[0]["unit"]
+    rate = f"{speed:,.0f} {unit}/s" if unit and speed is not None else ""
+    texts = " · ".join(dict.fromkeys(str(report["text"]) for report in reports))
+    return ", ".join(part for part in (rate, texts) if part)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

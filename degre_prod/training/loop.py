@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from degre_prod.artefact import written_aside
 from degre_prod.errors import TrainingError
 from degre_prod.training.data import Draws
-from degre_prod.training.group import Worker, report
+from degre_prod.training.group import Worker
 
 # (indices of the samples, random numbers for them) → (sum of losses, count)
 Loss = Callable[[np.ndarray, Draws], tuple[Tensor, Tensor]]
@@ -65,7 +65,7 @@ def fit(
         raise TrainingError(f"{name}: {len(train)} training and {len(validation)} validation samples; both are needed")
     steps = math.ceil(len(train) / schedule.batch_size)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=schedule.learning_rate, total_steps=steps * schedule.epochs
     )
@@ -101,7 +101,6 @@ def fit(
         if worker.rank == 0:
             _save(file, state, model, optimiser, cycle)
         worker.progress(folder, epoch + 1, schedule.epochs, f"{name}: validation {held_out:.4f}")
-    report(state["history"][-1])
     model.load_state_dict(state["best"])
     model.eval()
     return [EpochRecord(**r) for r in state["history"]]

@@ -70,7 +70,7 @@ def test_a_killed_evaluator_training_goes_on_to_the_same_weights(world: Path, tm
     # Four batches an epoch: two steps into the second epoch of the fourth network, after the three forms of the first.
     killed("degre_prod.training.evaluator.train_evaluator", "degre_prod.training.loop._backward", 38, interrupted)
     forms = [tmp_path / "killed" / f"evaluator_{form}.pt" for form in ("additive", "products", "attention")]
-    assert set((tmp_path / "killed").glob("*.pt")) == {*forms, tmp_path / "killed" / "value_to_go.pt"}
+    assert set((tmp_path / "killed").glob("*.pt")) == {*forms, tmp_path / "killed" / "pointwise.pt"}
     first = [file.stat().st_mtime_ns for file in forms]
     train_evaluator(interrupted)
     assert [file.stat().st_mtime_ns for file in forms] == first  # not trained again

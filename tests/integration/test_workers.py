@@ -19,12 +19,7 @@ from degre_prod.training.group import current_worker, run_group
 from degre_prod.training.loop import EpochRecord
 
 SIZES = {"width": 8, "epochs": 3, "attention_epochs": 2, "min_steps": 1, "batch_size": 16, "togo_steps": 12}
-STEPS = 4  # an epoch: 61 requests, so that the last batch has 13 and the workers' shares of it differ
-
-# The group adds the same float32 numbers in another order, and AdamW divides by their running size: where a gradient is
-# near zero, rounding of 6e-8 grows. Here the losses differ by 1e-7 of themselves; a sample left out, counted twice or shuffled
-# differently changes most of them by 1e-3 and more.
-TOLERANCE = 1e-5
+STEPS = 4  # an epoch: 61 requests, so that the last batch has 13
 
 
 def train(config: dict[str, Any]) -> None:
@@ -79,8 +74,7 @@ def test_two_workers_have_the_learning_curves_of_one(world: Path, tmp_path: Path
     assert {name: len(records) for name, records in ours.items()} == {name: len(r) for name, r in theirs.items()}
     for name, records in theirs.items():
         assert len({record.train for record in records}) == len(records)  # a curve that moves
-        for our, their in zip(ours[name], records, strict=True):
-            assert (our.train, our.validation) == pytest.approx((their.train, their.validation), rel=TOLERANCE), name
+        assert ours[name] == records, name  # each network has a worker to itself
 
 
 @pytest.mark.usefixtures("ray_cluster")

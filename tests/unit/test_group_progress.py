@@ -26,7 +26,8 @@ def test_a_report_with_a_unit_is_shown_with_its_speed(
     Worker(1, 2).progress(tmp_path, 2, 5, "3 shards", unit=unit)
     report = json.loads((tmp_path / "progress-1.json").read_text())
     assert (report["done"], report["total"]) == (2, 5)
-    assert _told(report, speed) == text
+    assert _told([report], speed) == text
+    assert _told([report, report | {"text": "another"}], speed) == f"{text} · another"
 
 
 def test_mining_counts_its_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
