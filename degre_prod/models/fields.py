@@ -79,20 +79,15 @@ class Token(nn.Module):
         if self.slot is not None:
             assert slot_X is not None
             parts.append(self.slot(slot_X).unsqueeze(0))
-        # What candidates share is projected once, and values go through `out` beforehand.
-        weight, bias = self._folded()
-        projected = [F.linear(part, weight, bias).chunk(3, dim=-1) for part in parts]
-        q, k, v = (torch.stack([p[i].expand(B, X, D) for p in projected], dim=2) for i in range(3))
-        attended = torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v  # (B, X, fields, D)
-        x = [part + attended[:, :, i] for i, part in enumerate(parts)]
-        pooled = torch.cat([*x, fields.item * fields.user.unsqueeze(1)], dim=-1)
-        e: Tensor = self.pool2(F.gelu(self.pool1(pooled)))
+        n = len(parts)
+        x = torch.stack([part.expand(B, X, D) for part in parts], dim=2).view(B * X, n, D)
+        # Queries and keys meet in one matrix, as do values and `out`: each field is then its own key and its own value. What a
+        # query alone adds to its scores, the softmax takes away again; attention weights sum to 1, so biases of values ride on them.
+        (q, k, v), (q_bias, _, v_bias) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        asked = F.linear(x, k.T @ q * D**-0.5, k.T @ q_bias * D**-0.5)
+        seen = torch.bmm(torch.softmax(torch.bmm(asked, x.transpose(1, 2)), dim=-1), x)
+        x = x + F.linear(seen, self.out.weight @ v, self.out.weight @ v_bias + self.out.bias)
+        fields_first, product = self.pool1.weight.split((n * D, D), dim=1)
+        pooled = F.linear(x.view(B, X, n * D), fields_first, self.pool1.bias)
+        e: Tensor = self.pool2(F.gelu(pooled + F.linear(fields.item * fields.user.unsqueeze(1), product)))
         return torch.cat([e, fields.item], dim=-1) if self.keep_item else e
-
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of queries (scaled), keys and values (through `out`; attention weights sum to 1, so its bias may
-        ride on them)."""
-        (q, k, v), (q_bias, k_bias, v_bias) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        scale = self.qkv.in_features**-0.5
-        weight = torch.cat([q * scale, k, self.out.weight @ v])
-        return weight, torch.cat([q_bias * scale, k_bias, self.out.weight @ v_bias + self.out.bias])

@@ -44,10 +44,10 @@ class PrefixNetwork(nn.Module):
             form, spec.width, layout.list_length, layers=spec.layers, position_free=layout.position_free
         )
 
-    def sequence(self, fields: Fields, lists_BL: Tensor) -> Tensor:
-        """h_BLD along known lists."""
-        slots = torch.arange(lists_BL.shape[1], device=lists_BL.device)
-        return self.state.sequence(self.token(fields.at(lists_BL), slots))
+    def sequence(self, listed: Fields) -> Tensor:
+        """h_BLD along known lists, from the fields of their items in order."""
+        slots = torch.arange(listed.item.shape[1], device=listed.item.device)
+        return self.state.sequence(self.token(listed, slots))
 
     def candidate_tokens(self, fields: Fields, t: int) -> Tensor:
         """Tokens of all candidates as if placed at slot t: e_BCD, and the item's field beside e in the additive form."""
@@ -94,9 +94,11 @@ class Member(nn.Module):
 
     # -- along known lists (training, rescoring) --------------------------------------------------------------------
 
-    def logits(self, batch: Batch, lists_BL: Tensor) -> Tensor:
-        """logits_BLOX of the count head for every slot of known lists (index into candidates, -1 padding)."""
-        out: Tensor = self.head(self.value.sequence(self.value.fields(batch), lists_BL))
+    def logits(self, batch: Batch, lists_BL: Tensor | None = None) -> Tensor:
+        """logits_BLOX of the count head for every slot of known lists (index into candidates, -1 padding); without them the
+        batch holds the listed items alone, in order."""
+        fields = self.value.fields(batch)
+        out: Tensor = self.head(self.value.sequence(fields if lists_BL is None else fields.at(lists_BL)))
         return out
 
     def increments(self, batch: Batch, lists_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +120,7 @@ class Member(nn.Module):
     def to_go(self, batch: Batch, lists_BL: Tensor) -> Tensor:
         """G_BL: value still to come after each slot under the logging continuation, in units of Ū; 0 at the last slot L."""
         fields = self.togo.fields(batch)
-        h = self.togo.sequence(fields, lists_BL)
+        h = self.togo.sequence(fields.at(lists_BL))
         G = self._togo_head(h, self._pool(fields, batch).unsqueeze(1))
         full = torch.arange(1, lists_BL.shape[1] + 1, device=G.device) >= self.spec.layout.list_length
         return G.masked_fill(full, 0.0)

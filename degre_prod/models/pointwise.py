@@ -23,7 +23,7 @@ class PointwiseScorer(nn.Module):
         """logits_BCO without the slot bias."""
         return self.out(self.token(self.fields(batch)))
 
-    def logged(self, batch: Batch, lists_BT: Tensor) -> Tensor:
-        """logits_BTO of logged lists at their slots."""
-        fields = self.fields(batch).at(lists_BT)
-        return self.out(self.token(fields)) + self.slot_bias[: lists_BT.shape[1]]
+    def logged(self, batch: Batch) -> Tensor:
+        """logits_BTO at their slots of lists whose items are the batch's candidates, in this order."""
+        logits_BTO = self(batch)
+        return logits_BTO + self.slot_bias[: logits_BTO.shape[1]]

@@ -182,8 +182,7 @@ def count_loss(model: Member, sets: tuple[EncodedSet, EncodedSet]) -> Loss:
             encoded, requests, layout.list_length, random if layout.position_free else None
         )
         batch = to_batch(encoded, requests, only_BX=lists)
-        at = torch.arange(lists.shape[1]).expand(len(requests), -1)
-        return model.head.loss(model.logits(batch, at), torch.from_numpy(feedback), torch.from_numpy(carries))
+        return model.head.loss(model.logits(batch), torch.from_numpy(feedback), torch.from_numpy(carries))
 
     return loss
 
@@ -217,9 +216,8 @@ def pointwise_loss(model: PointwiseScorer, sets: tuple[EncodedSet, EncodedSet], 
         longest = encoded.arrays["shown"].shape[1]
         lists, feedback, carries = logged_lists(encoded, requests, longest, random if position_free else None)
         batch = to_batch(encoded, requests, only_BX=lists)
-        logits = model.logged(batch, torch.arange(longest).expand(len(requests), -1))
         losses = F.binary_cross_entropy_with_logits(
-            logits, torch.from_numpy(feedback).transpose(1, 2), reduction="none"
+            model.logged(batch), torch.from_numpy(feedback).transpose(1, 2), reduction="none"
         )
         carries_BT = torch.from_numpy(carries)
         return (losses.sum(-1) * carries_BT).sum(), carries_BT.sum()
