@@ -12,7 +12,6 @@ from torch import Tensor
 
 from degre_prod.models.evaluator import Beams, LookaheadEvaluator, Prepared
 from degre_prod.models.fields import Batch
-from degre_prod.models.prefix import Table
 
 
 @dataclass
@@ -58,10 +57,10 @@ class CountingEvaluator(LookaheadEvaluator):
         self._note(item_BK.numel())
         return super().advance(prepared, beams, parent_BK, item_BK)
 
-    def completed(self, tables: tuple[Table, ...], beams: Beams, rests_BKX: Tensor) -> Tensor:
+    def completed(self, prepared: Prepared, beams: Beams, rests_BKX: Tensor) -> Tensor:
         """As the evaluator's own; B · K · X calls a member."""
         self._note(rests_BKX.numel())
-        return super().completed(tables, beams, rests_BKX)
+        return super().completed(prepared, beams, rests_BKX)
 
     def _note(self, values: int) -> None:
         self._calls.add(values * self.spec.members)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from degre_prod.baselines.calls import Calls
 from degre_prod.encoding.store import EncodedSet
-from degre_prod.models.evaluator import LookaheadEvaluator
+from degre_prod.models.evaluator import LookaheadEvaluator, agreed
 from degre_prod.models.fields import Fields, gather
 from degre_prod.models.member import Member
 from degre_prod.training.data import to_batch
@@ -54,7 +54,7 @@ class Grader:
                     for member, known in zip(self._model.each(), self._known, strict=True)
                 ]
             )
-        return values.mean(0) - self._model.pessimism * values.std(0, correction=0)
+        return agreed(values, self._model.pessimism)
 
 
 def _known(member: Member, batch: dict[str, Tensor]) -> Known:

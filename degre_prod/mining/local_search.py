@@ -34,7 +34,6 @@ def local_search(
     L = lists_BL.shape[1]
     rows, every = torch.arange(B), torch.arange(C).expand(B, C)
     root = torch.zeros(B, 1, dtype=torch.long)
-    tables = model.tables(prepared)
     for _ in range(sweeps):
         beams = model.start(prepared)
         for t in range(L):
@@ -42,7 +41,7 @@ def local_search(
             possible = mask_BC.scatter(1, lists_BL[:, :t], False)
             if rules is not None:
                 possible &= torch.from_numpy(obeyed(rules, variants.numpy()))
-            worth = model.completed(tables, beams, variants[:, :, t:])
+            worth = model.completed(prepared, beams, variants[:, :, t:])
             _, best, _ = best_children(worth.unsqueeze(1), possible.unsqueeze(1), 1)
             best, current = best[:, 0], lists_BL[:, t]
             best = torch.where(worth[rows, best] > worth[rows, current] + TIE, best, current)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from degre_prod.models.fields import Batch
 from degre_prod.models.member import EvaluatorSpec, Member, MemberBeams, MemberPrepared
-from degre_prod.models.prefix import Table
 
 
 class Beams(NamedTuple):
@@ -83,24 +82,23 @@ class LookaheadEvaluator(nn.Module):
         )
         return Beams(members, self._agreed([m.utility for m in members]), beams.length + 1)
 
-    def tables(self, prepared: Prepared) -> tuple[Table, ...]:
-        """What `completed` needs of the candidates, of each member."""
-        return tuple(member.table(p) for member, p in zip(self.each(), prepared.members, strict=True))
-
-    def completed(self, tables: tuple[Table, ...], beams: Beams, rests_BKX: Tensor) -> Tensor:
+    def completed(self, prepared: Prepared, beams: Beams, rests_BKX: Tensor) -> Tensor:
         """U_BK, in units of Ū, of full lists: the one prefix of each request that `beams` hold, then each of its rests (indices into
         candidates)."""
-        members = zip(self.each(), tables, beams.members, strict=True)
-        return self._agreed([member.completed(table, b, rests_BKX) for member, table, b in members])
+        members = zip(self.each(), prepared.members, beams.members, strict=True)
+        return self._agreed([member.completed(p, b, rests_BKX) for member, p, b in members])
 
     def _agreed(self, values: Sequence[Tensor]) -> Tensor:
-        """mean − κ·std over the members (the standard deviation of all there are, not of a sample; of one it is 0)."""
-        if len(values) == 1 or not self.pessimism:
-            return _mean(values)
-        stacked = torch.stack(list(values))
-        mean = stacked.mean(0)
-        deviation = (stacked - mean).square().mean(0).sqrt()  # `std` of the first axis is several times slower
-        return torch.sub(mean, deviation, alpha=self.pessimism)
+        return values[0] if len(values) == 1 else agreed(torch.stack(list(values)), self.pessimism)
+
+
+def agreed(values_M: Tensor, pessimism: float) -> Tensor:
+    """mean − κ·std over the members, the first axis (the standard deviation of all there are, not of a sample; of one it is 0)."""
+    mean = values_M.mean(0)
+    if len(values_M) == 1 or not pessimism:
+        return mean
+    deviation = (values_M - mean).square().mean(0).sqrt()  # `std` of the first axis is several times slower
+    return torch.sub(mean, deviation, alpha=pessimism)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

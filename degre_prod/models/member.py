@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from degre_prod.encoding.encoder import Layout
 from degre_prod.models.count_head import make_head
 from degre_prod.models.fields import Batch, FieldEmbedding, Fields, Token
-from degre_prod.models.prefix import State, Table, make_prefix_state, pick, rows
+from degre_prod.models.prefix import State, Table, make_prefix_state, pick
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class PrefixNetwork(nn.Module):
         """Tokens of all candidates as if placed at slot t: e_BCD, and the item's field beside e in the additive form."""
         return self.token(fields, torch.full((fields.item.shape[1],), t, device=fields.item.device))
 
+    def table(self, fields: Fields, slots: int) -> Table:
+        """What the steps of a search need of the candidates."""
+        return self.state.table([self.candidate_tokens(fields, t) for t in range(slots if self.slot_field else 1)])
+
 
 class MemberBeams(NamedTuple):
     """K prefixes of every request: network states, count distribution P_BKOt, utility U_BK in units of Ū."""
@@ -65,12 +69,10 @@ class MemberBeams(NamedTuple):
 
 
 class MemberPrepared(NamedTuple):
-    """What depends on the candidates alone, computed once a request. Tokens are by slot where the token has a slot field."""
+    """What depends on the candidates alone, computed once a request; pool_BD is an unordered summary of them."""
 
-    value_fields: Fields
-    togo_fields: Fields
-    value_tokens: Tensor | None
-    togo_tokens: Tensor | None
+    value: Table
+    togo: Table
     pool: Tensor
 
 
@@ -130,80 +132,45 @@ class Member(nn.Module):
     def prepare(self, batch: Batch) -> MemberPrepared:
         """Everything of a batch that no prefix changes."""
         v, g = self.value.fields(batch), self.togo.fields(batch)
-        fixed = not self.value.slot_field
-        return MemberPrepared(
-            v,
-            g,
-            self.value.candidate_tokens(v, 0) if fixed else None,
-            self.togo.candidate_tokens(g, 0) if fixed else None,
-            self._pool(g, batch),
-        )
+        L = self.spec.layout.list_length
+        return MemberPrepared(self.value.table(v, L), self.togo.table(g, L), self._pool(g, batch))
 
     def start(self, prepared: MemberPrepared) -> MemberBeams:
         """The empty prefix of every request, K = 1."""
         zero = prepared.pool.new_zeros(prepared.pool.shape[0], 1)
-        like = prepared.value_fields.item
-        counts = self.head.start(zero, len(zero), 1)
-        return MemberBeams(self.value.state.start(like), self.togo.state.start(like), counts, zero, 0)
+        value, togo = self.value.state.start(prepared.value), self.togo.state.start(prepared.togo)
+        return MemberBeams(value, togo, self.head.start(zero, len(zero), 1), zero, 0)
 
     def expand(self, prepared: MemberPrepared, beams: MemberBeams, *, to_go: bool) -> tuple[Tensor, Tensor | None]:
         """U_BKC of every child of every prefix, and U + G where `to_go` asks for it (None otherwise)."""
         t = beams.length
-        tokens, togo_tokens = self._tokens(prepared, t)
-        logits = self.head(self.value.state.hidden(beams.value_state, tokens, t))
+        logits = self.head(self.value.state.hidden(beams.value_state, prepared.value, t))
         m = self.head.increments(logits, beams.counts.unsqueeze(2))
         U = beams.utility.unsqueeze(-1) + m @ self.weights_OL[:, t]
         if not to_go:
             return U, None
         if t + 1 >= self.spec.layout.list_length:
             return U, U
-        h = self.togo.state.hidden(beams.togo_state, togo_tokens, t)
+        h = self.togo.state.hidden(beams.togo_state, prepared.togo, t)
         return U, U + self._togo_head(h, prepared.pool[:, None, None])
 
     def advance(self, prepared: MemberPrepared, beams: MemberBeams, parent_BK: Tensor, item_BK: Tensor) -> MemberBeams:
         """The chosen children as the new prefixes."""
         t = beams.length
-        tokens, togo_tokens = self._tokens(prepared, t)
-        token_BKD, togo_BKD = rows(tokens, item_BK), rows(togo_tokens, item_BK)
-        logits = self.head(self._hidden_of(beams.value_state, parent_BK, token_BKD, t))
-        P = pick(beams.counts, parent_BK)
-        return MemberBeams(
-            self.value.state.advance(beams.value_state, parent_BK, token_BKD, t),
-            self.togo.state.advance(beams.togo_state, parent_BK, togo_BKD, t),
-            self.head.next_counts(logits, P),
-            pick(beams.utility, parent_BK) + self.head.increments(logits, P) @ self.weights_OL[:, t],
-            t + 1,
-        )
+        h, value_state = self.value.state.advance(beams.value_state, prepared.value, parent_BK, item_BK, t)
+        _, togo_state = self.togo.state.advance(beams.togo_state, prepared.togo, parent_BK, item_BK, t)
+        logits, P = self.head(h), pick(beams.counts, parent_BK)
+        utility = pick(beams.utility, parent_BK) + self.head.increments(logits, P) @ self.weights_OL[:, t]
+        return MemberBeams(value_state, togo_state, self.head.next_counts(logits, P), utility, t + 1)
 
-    def table(self, prepared: MemberPrepared) -> Table:
-        """What `completed` needs of the candidates."""
-        tokens = prepared.value_tokens
-        slots = range(self.spec.layout.list_length)
-        by_slot = [self.value.candidate_tokens(prepared.value_fields, t) for t in slots] if tokens is None else [tokens]
-        return self.value.state.table(by_slot)
-
-    def completed(self, table: Table, beams: MemberBeams, rests_BKX: Tensor) -> Tensor:
+    def completed(self, prepared: MemberPrepared, beams: MemberBeams, rests_BKX: Tensor) -> Tensor:
         """U_BK, in units of Ū, of full lists: the one prefix of each request, then each of its rests (indices into candidates)."""
         P, U = beams.counts, beams.utility
-        for x, h in enumerate(self.value.state.along(beams.value_state, table, rests_BKX, beams.length)):
+        for x, h in enumerate(self.value.state.along(beams.value_state, prepared.value, rests_BKX, beams.length)):
             logits = self.head(h)
             U = U + self.head.increments(logits, P) @ self.weights_OL[:, beams.length + x]
             P = self.head.next_counts(logits, P)
         return U
-
-    def _hidden_of(self, state: State, parent_BK: Tensor, token_BKD: Tensor, t: int) -> Tensor:
-        """h_BKD of one item after each parent: every prefix becomes a request with one candidate."""
-        B, K, D = token_BKD.shape
-        rows = tuple(pick(part, parent_BK).flatten(0, 1).unsqueeze(1) for part in state)
-        return self.value.state.hidden(rows, token_BKD.reshape(B * K, 1, D), t).view(B, K, -1)
-
-    def _tokens(self, prepared: MemberPrepared, t: int) -> tuple[Tensor, Tensor]:
-        if prepared.value_tokens is not None and prepared.togo_tokens is not None:
-            return prepared.value_tokens, prepared.togo_tokens
-        return (
-            self.value.candidate_tokens(prepared.value_fields, t),
-            self.togo.candidate_tokens(prepared.togo_fields, t),
-        )
 
     def _pool(self, fields: Fields, batch: Batch) -> Tensor:
         """Unordered summary of the candidates: the mean of a gated projection, padding left out. (B, D)"""

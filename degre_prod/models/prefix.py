@@ -1,8 +1,9 @@
 """The state of a list's prefix, in three forms behind one interface: `additive`, `products`, `attention` (METHOD §2).
 
-sequence(tokens_BLD) gives h for every slot of known lists at once (training). start, hidden, advance give the same
-values one step at a time from a cached state (mining): `hidden` the h of every candidate as the next item of every
-prefix, `advance` the state after choosing one. table, along: the same along the rests of many lists after one prefix.
+sequence(tokens_BLD) gives h for every slot of known lists at once (training). table, start, hidden, advance give the same
+values one step at a time from a cached state (mining): `table` what no prefix changes, `hidden` the h of every candidate as
+the next item of every prefix, `advance` the state after choosing one. along: the same along the rests of many lists after one
+prefix.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 State = tuple[Tensor, ...]  # each tensor (B, K, …)
-Table = tuple[Tensor, ...]  # each tensor (B, …, C, …)
+Table = tuple[Tensor, ...]  # of the candidates, and by slot where that matters
 
 
 class PrefixState(Protocol):
@@ -25,20 +26,20 @@ class PrefixState(Protocol):
         """h_BLD; h at slot t depends on tokens ≤ t alone."""
         ...
 
-    def start(self, tokens_BCD: Tensor) -> State:
+    def table(self, tokens_LBCD: Sequence[Tensor]) -> Table:
+        """All that the steps below need of the candidates, from their tokens by slot or the same for all slots."""
+        ...
+
+    def start(self, table: Table) -> State:
         """The state of the empty prefix, K = 1."""
         ...
 
-    def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:
+    def hidden(self, state: State, table: Table, t: int) -> Tensor:
         """h_BKCD of each candidate placed at slot t (from 0) after each prefix."""
         ...
 
-    def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:
-        """The state of K prefixes, each a parent's prefix with one more item at slot t."""
-        ...
-
-    def table(self, tokens_LBCD: Sequence[Tensor]) -> Table:
-        """What `along` needs of the candidates' tokens, by slot or the same for all slots."""
+    def advance(self, state: State, table: Table, parent_BK: Tensor, items_BK: Tensor, t: int) -> tuple[Tensor, State]:
+        """h_BKD and the state of K prefixes, each a parent's prefix with one more item (an index into C) at slot t."""
         ...
 
     def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
@@ -110,49 +111,49 @@ class AdditiveState(nn.Module):
         pre = self.w1(S) + self.w2(e) + self._slots(self.target, L) + self.w3(S) * self.w4(e)
         return F.gelu(pre + self.w5(R) * self.w6(x) if self.products else pre)
 
-    def start(self, tokens_BCD: Tensor) -> State:
-        B = tokens_BCD.shape[0]
-        return tokens_BCD.new_zeros(B, 1, 2 * self.width * self.products), tokens_BCD.new_zeros(B, 1, self.width)
-
-    def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:
-        R, S = state
-        e, x = tokens_BCD.split(self.width, dim=-1)
-        own = self.w1(S).unsqueeze(2) + (self.w2(e) + self._slot(self.target, t)).unsqueeze(1)
-        pre = torch.addcmul(own, self.w3(S).unsqueeze(2), self.w4(e).unsqueeze(1))
-        if not self.products:
-            return F.gelu(pre)
-        return F.gelu(torch.addcmul(pre, self.w5(R).unsqueeze(2), self.w6(x).unsqueeze(1)))
-
-    def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:
-        added = self._added(tokens_BKD, self._slot(self.past, t))
-        return tuple(pick(part, parent_BK) + more for part, more in zip(state, added, strict=True))
-
     def table(self, tokens_LBCD: Sequence[Tensor]) -> Table:
-        """What each candidate adds to W1 S, W3 S and W5 R at each slot, (B, L or 1, C, 3D), and its W2 e, W4 e, W6 x (B, C, 3D).
+        """What each candidate adds to W1 S, W3 S and W5 R at each slot, (L or 1, B, C, 3D), and its W2 e, W4 e, W6 x (B, C, 3D).
 
-        S and R are sums, and what is made of them first is linear: so a known list needs no product of matrices.
+        S and R are sums, and what is made of them first is linear: so no step of a search has a product of matrices.
         """
         [tokens] = tokens_LBCD
         e, x = tokens.split(self.width, dim=-1)
-        R, S = self._added(tokens.unsqueeze(1), self.past.unsqueeze(1))
+        R, S = self._added(tokens, self.past[:, None, None])
         adds, own = [self.w1(S), self.w3(S)], [self.w2(e), self.w4(e)]
         if self.products:
             adds.append(self.w5(R).expand_as(adds[0]))
             own.append(self.w6(x))
         return torch.cat(adds, -1), torch.cat(own, -1)
 
+    def start(self, table: Table) -> State:
+        _, own = table
+        return (own.new_zeros(own.shape[0], 1, own.shape[2]),)
+
+    def hidden(self, state: State, table: Table, t: int) -> Tensor:
+        [sums], (_, own) = state, table
+        return self._next(sums.unsqueeze(2), own.unsqueeze(1), t)
+
+    def advance(self, state: State, table: Table, parent_BK: Tensor, items_BK: Tensor, t: int) -> tuple[Tensor, State]:
+        [sums], (_, own) = state, table
+        sums = pick(sums, parent_BK)
+        return self._next(sums, rows(own, items_BK), t), (sums + self._adds(table, items_BK, t),)
+
     def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
-        adds, own = table
-        R, S = state
-        sums = torch.cat([self.w1(S), self.w3(S), *([self.w5(R)] if self.products else [])], -1)
-        for x in range(items_BKX.shape[2]):
-            slot = 0 if self.position_free else t + x
-            S1, S3, *R5 = sums.split(self.width, -1)
-            own2, own4, *own6 = rows(own, items_BKX[:, :, x]).split(self.width, -1)
-            pre = torch.addcmul(S1 + self.target[slot] + own2, S3, own4)
-            yield F.gelu(torch.addcmul(pre, R5[0], own6[0]) if self.products else pre)
+        [sums], (_, own) = state, table
+        for x, items in enumerate(items_BKX.unbind(2)):
+            yield self._next(sums, rows(own, items), t + x)
             if x + 1 < items_BKX.shape[2]:
-                sums = sums + rows(adds[:, slot], items_BKX[:, :, x])
+                sums = sums + self._adds(table, items, t + x)
+
+    def _next(self, sums: Tensor, own: Tensor, t: int) -> Tensor:
+        """h at slot t from W1 S | W3 S | W5 R and W2 e | W4 e | W6 x, with leading axes that broadcast."""
+        S1, S3, *R5 = sums.split(self.width, -1)
+        own2, own4, *own6 = own.split(self.width, -1)
+        pre = torch.addcmul(S1 + self._slot(self.target, t) + own2, S3, own4)
+        return F.gelu(torch.addcmul(pre, R5[0], own6[0]) if self.products else pre)
+
+    def _adds(self, table: Table, items_BK: Tensor, t: int) -> Tensor:
+        return rows(self._slot(table[0], t), items_BK)
 
 
 def _before(added_BLX: Tensor) -> Tensor:
@@ -182,29 +183,29 @@ class AttentionState(nn.Module):
             x = block.finish(x, torch.softmax(scores, -1) @ v)
         return self.norm(x)
 
-    def start(self, tokens_BCD: Tensor) -> State:
-        B, _, D = tokens_BCD.shape
-        empty = tokens_BCD.new_zeros(B, 1, self.heads, 0, D // self.heads)
-        return (empty,) * (2 * len(self.blocks))
-
-    def hidden(self, state: State, tokens_BCD: Tensor, t: int) -> Tensor:  # noqa: ARG002 - the slot is in the token
-        K = state[0].shape[1]
-        x = tokens_BCD.unsqueeze(1).expand(-1, K, -1, -1)
-        for i, block in enumerate(self._layers()):
-            x, _, _ = block.step(x, state[2 * i], state[2 * i + 1])
-        return self.norm(x)
-
-    def advance(self, state: State, parent_BK: Tensor, tokens_BKD: Tensor, t: int) -> State:  # noqa: ARG002
-        return self._step(tuple(pick(part, parent_BK) for part in state), tokens_BKD)[1]
-
     def table(self, tokens_LBCD: Sequence[Tensor]) -> Table:
         """The tokens."""
         return tuple(tokens_LBCD)
 
+    def start(self, table: Table) -> State:
+        B, _, D = table[0].shape
+        empty = table[0].new_zeros(B, 1, self.heads, 0, D // self.heads)
+        return (empty,) * (2 * len(self.blocks))
+
+    def hidden(self, state: State, table: Table, t: int) -> Tensor:
+        K = state[0].shape[1]
+        x = _at(table, t).unsqueeze(1).expand(-1, K, -1, -1)
+        for i, block in enumerate(self._layers()):
+            x, _, _ = block.step(x, state[2 * i], state[2 * i + 1])
+        return self.norm(x)
+
+    def advance(self, state: State, table: Table, parent_BK: Tensor, items_BK: Tensor, t: int) -> tuple[Tensor, State]:
+        return self._step(tuple(pick(part, parent_BK) for part in state), rows(_at(table, t), items_BK))
+
     def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
         state = tuple(part.expand(-1, items_BKX.shape[1], -1, -1, -1) for part in state)
-        for x in range(items_BKX.shape[2]):
-            h, state = self._step(state, rows(table[t + x if len(table) > 1 else 0], items_BKX[:, :, x]))
+        for x, items in enumerate(items_BKX.unbind(2)):
+            h, state = self._step(state, rows(_at(table, t + x), items))
             yield h
 
     def _step(self, state: State, tokens_BKD: Tensor) -> tuple[Tensor, State]:
@@ -216,6 +217,11 @@ class AttentionState(nn.Module):
             x, k, v = block.step(x, keys, values)
             grown += [torch.cat([keys, k], dim=3), torch.cat([values, v], dim=3)]
         return self.norm(x).squeeze(2), tuple(grown)
+
+
+def _at(table: Table, t: int) -> Tensor:
+    """The tokens at slot t."""
+    return table[t if len(table) > 1 else 0]
 
 
 class _Block(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from degre_prod.models.evaluator import Beams, LookaheadEvaluator, Prepared
 from degre_prod.models.fields import Batch, Fields
 from degre_prod.models.member import Member, PrefixNetwork
-from degre_prod.models.prefix import Table, pick
+from degre_prod.models.prefix import pick
 
 Keep = Literal["fields", "tokens"]
 
@@ -90,14 +90,10 @@ class ReencodingEvaluator(LookaheadEvaluator):
         lists = torch.cat([pick(prefixes.lists, parent_BK), item_BK.unsqueeze(-1)], dim=-1)
         return cast(Beams, _Prefixes(lists, self._utility(cast(_Prepared, prepared), lists), prefixes.length + 1))
 
-    def tables(self, prepared: Prepared) -> tuple[Table, ...]:
-        """Nothing but what `prepare` gave."""
-        return cast(tuple[Table, ...], prepared)
-
-    def completed(self, tables: tuple[Table, ...], beams: Beams, rests_BKX: Tensor) -> Tensor:
+    def completed(self, prepared: Prepared, beams: Beams, rests_BKX: Tensor) -> Tensor:
         """U_BK of full lists, from all their items."""
         prefix = cast(_Prefixes, beams).lists.expand(-1, rests_BKX.shape[1], -1)
-        return self._utility(cast(_Prepared, tables), torch.cat([prefix, rests_BKX], dim=-1))
+        return self._utility(cast(_Prepared, prepared), torch.cat([prefix, rests_BKX], dim=-1))
 
     def _utility(self, state: _Prepared, lists_BNt: Tensor) -> Tensor:
         """U_BN of whole lists, as `Member.utilities` has it."""

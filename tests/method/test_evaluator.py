@@ -223,13 +223,11 @@ def test_position_free_means_that_no_slot_is_known(tmp_path: Path, form: str, po
     batch = to_batch(world.encoded, np.arange(2))
     hidden, added = [], []
     for network in (member.value, member.togo):
-        fields = network.fields(batch)
+        table = network.table(network.fields(batch), L)
+        state, first = network.state.start(table), torch.zeros(2, 1, dtype=torch.long)
         for t in range(L):
-            tokens = network.candidate_tokens(fields, t)
-            state = network.state.start(tokens)
-            hidden.append(network.state.hidden(state, tokens, t))
-            parent = torch.zeros(2, 1, dtype=torch.long)
-            added.append(network.state.advance(state, parent, tokens[:, :1], t)[-1])
+            hidden.append(network.state.hidden(state, table, t))
+            added.append(network.state.advance(state, table, first, first, t)[1][-1])
     for first in (0, L):
         for t in (1, 2):
             assert torch.equal(hidden[first], hidden[first + t]) == position_free

@@ -54,10 +54,10 @@ def test_the_rests_of_many_lists_are_worth_what_the_whole_lists_are(
 ) -> None:
     lists = random_lists(batch)
     prepared = model.prepare(batch)
-    tables, beams = model.tables(prepared), model.start(prepared)
+    beams = model.start(prepared)
     for t in range(L):
         rests = torch.stack([lists[:, t:].roll(k, 1) for k in range(L - t)], 1)
-        found = model.completed(tables, beams, rests)
+        found = model.completed(prepared, beams, rests)
         for k in range(rests.shape[1]):
             whole = torch.cat([lists[:, :t], rests[:, k]], 1)
             torch.testing.assert_close(found[:, k], worth_of(model, batch, whole), rtol=1e-4, atol=1e-5)
