@@ -65,7 +65,7 @@ def mine(config: dict[str, Any]) -> None:
         if not file.exists():
             chunks = []
             for i in range(0, len(shards[index]), settings.chunk_size):
-                worker.progress(folder, done + i, total, f"{len(mine_of)} shards a worker", unit="requests")
+                worker.progress(folder, done + i, total, f"{len(shards)} shards", unit="requests")
                 part = shards[index][i : i + settings.chunk_size]
                 rules_of_part = None if rules is None else rules.of(part)
                 chunks.append(mine_requests(model, encoded, requests[part], settings, rules_of_part))
@@ -73,7 +73,7 @@ def mine(config: dict[str, Any]) -> None:
             with written_aside(file) as aside, aside.open("wb") as stream:
                 np.savez(stream, allow_pickle=False, **arrays)
         done += len(shards[index])
-        worker.progress(folder, done, total, f"{len(mine_of)} shards a worker", unit="requests")
+        worker.progress(folder, done, total, f"{len(shards)} shards", unit="requests")
 
 
 def minable_requests(encoded: EncodedSet, list_length: int, count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from serving.event_log import SHARDS, added_key, shard_of, stream_key
 from serving.plan import PlanError, parse_plan
 
 OLD = Path(__file__).parents[1] / "data" / "formats_1"
-COLLECT = CollectConfig()
+COLLECT = CollectConfig(remember_seconds=100 * 365 * 86_400)  # what that time wrote is known however old it has become
 
 
 def entries(client: redis.Redis) -> list[dict[str, str]]:

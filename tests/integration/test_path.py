@@ -109,7 +109,9 @@ def test_two_ray_workers_take_the_same_path_and_survive_a_crash(
     ours, theirs = (load_file(r.generator / "generator.safetensors") for r in (run, alone))
     assert set(ours) == set(theirs)
     for name, value in theirs.items():
-        np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-4)
+        # A bias of the keys changes no attention: its gradient is rounding alone, which AdamW makes as large as any other.
+        counts = np.r_[0 : len(value) // 3, 2 * len(value) // 3 : len(value)] if name.endswith("qkv.bias") else ...
+        np.testing.assert_allclose(ours[name][counts], value[counts], rtol=1e-3, atol=1e-4, err_msg=name)
     assert load_bundle(run.bundle).manifest.mined_made_from == made_from(run.mined) == made_from(alone.mined)
     assert not [p for p in run.folder.rglob("*") if p.name.startswith((".", "progress", "ray_train", "failure"))]
 
