@@ -93,7 +93,7 @@ class LookaheadEvaluator(nn.Module):
 
 
 def agreed(values_M: Tensor, pessimism: float) -> Tensor:
-    """mean − κ·std over the members, the first axis (the standard deviation of all there are, not of a sample; of one it is 0)."""
+    """mean − κ·std over the M members, (M, …) → (…) (the standard deviation of all there are, not of a sample; of one it is 0)."""
     mean = values_M.mean(0)
     if len(values_M) == 1 or not pessimism:
         return mean

@@ -54,7 +54,7 @@ class PrefixNetwork(nn.Module):
         return self.token(fields, torch.full((fields.item.shape[1],), t, device=fields.item.device))
 
     def table(self, fields: Fields, slots: int) -> Table:
-        """What the steps of a search need of the candidates."""
+        """What the steps of a search need of the candidates at the first `slots` slots: see `PrefixState.table`."""
         return self.state.table([self.candidate_tokens(fields, t) for t in range(slots if self.slot_field else 1)])
 
 
