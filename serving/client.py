@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_DEADLINE_MS = 100.0
 FEEDBACK_ATTEMPTS = 5
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 2.0
+CONNECTIONS = 100  # of one client at a time
+_LIMITS = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=20)  # each idle one costs every request
 # Statuses that say nothing about the request: away, overloaded, or too slow.
 _AWAY = frozenset({408, 429})
 
@@ -177,7 +179,8 @@ class RerankClient:
 
 
 class AsyncRerankClient:
-    """Asynchronous client; the same promises as RerankClient."""
+    """Asynchronous client; the same promises as RerankClient. At most `CONNECTIONS` requests are under way at once; what
+    waits for its turn longer than its timeout is late."""
 
     def __init__(
         self,
@@ -188,7 +191,8 @@ class AsyncRerankClient:
         feedback_timeout_s: float = 2.0,
         traces: Traces | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=base_url, headers=_headers(token))
+        self._http = httpx.AsyncClient(base_url=base_url, headers=_headers(token), limits=_LIMITS)
+        self._turns = asyncio.Semaphore(CONNECTIONS)
         self._grace_ms, self._feedback_timeout_s = grace_ms, feedback_timeout_s
         self._jitter = random.Random()
         self._traces = traces
@@ -224,13 +228,24 @@ class AsyncRerankClient:
                     continue
                 try:
                     with _asked(self._traces, step) as headers:
-                        reply = await self._http.post(
-                            step.path, content=step.body, timeout=step.timeout_s, headers=headers
-                        )
+                        reply = await self._post(step, headers)
                 except httpx.TransportError as error:
                     reply = error
         except StopIteration as end:
             return end.value
+
+    async def _post(self, step: Send, headers: dict[str, str] | None) -> httpx.Response:
+        """Waits here and not in httpx, whose pool looks at every waiting request whenever one begins or ends: after a pause
+        of some seconds under load it would never get over it."""
+        try:
+            async with asyncio.timeout(step.timeout_s):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout(f"{CONNECTIONS} requests were under way for {step.timeout_s:.1f} s") from None
+        try:
+            return await self._http.post(step.path, content=step.body, timeout=step.timeout_s, headers=headers)
+        finally:
+            self._turns.release()
 
 
 def _asked(traces: Traces | None, step: Send) -> AbstractContextManager[dict[str, str] | None]:

@@ -66,7 +66,8 @@ def answers_by_model(replica: str, body: bytes) -> bool:
 
 def test_a_burst_far_beyond_capacity_is_shed_in_one_way(made: Bed, url: str) -> None:
     """Five times what two replicas take at once, while nothing gets done: what is not answered is a problem document."""
-    body = made.requests[0].model_copy(update={"deadline_ms": 1500.0, "user_id": 98}).model_dump_json().encode()
+    # A deadline within which slow cores have opened all the connections: what ends at it makes room for others.
+    body = made.requests[0].model_copy(update={"deadline_ms": 4000.0, "user_id": 98}).model_dump_json().encode()
     address = urlsplit(url)
     burst, taken = 640, 2 * ServingConfig().max_ongoing_requests
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import subprocess
@@ -12,8 +13,18 @@ import httpx
 import pytest
 
 from degre_prod.errors import ServiceError
-from serving.client import FEEDBACK_ATTEMPTS, Reply, Send, Steps, Wait, feedback_steps, rerank_steps
-from serving.protocol import Candidate, FeedbackRequest, RerankRequest
+from serving.client import (
+    CONNECTIONS,
+    FEEDBACK_ATTEMPTS,
+    AsyncRerankClient,
+    Reply,
+    Send,
+    Steps,
+    Wait,
+    feedback_steps,
+    rerank_steps,
+)
+from serving.protocol import Candidate, FeedbackRequest, RerankRequest, RerankResponse
 
 REQUEST = RerankRequest(request_id="r", user_id=1, candidates=[Candidate(id=i) for i in (3, 1, 3, 2)], length=2)
 FEEDBACK = FeedbackRequest(request_id="r", shown_ids=[1])
@@ -131,3 +142,32 @@ def test_importing_the_client_brings_nothing_heavy() -> None:
     code = f"import sys, serving.client; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_more_requests_than_connections_wait_outside_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx's pool is quadratic in what waits in it; those whose turn does not come in time are late, the others answered."""
+    under_way, most, late = 0, 0, 7
+
+    async def ask() -> list[RerankResponse]:
+        gate = asyncio.Event()
+
+        async def post(*_: Any, **__: Any) -> httpx.Response:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await gate.wait()
+            under_way -= 1
+            return reply(200, ANSWER)
+
+        async with AsyncRerankClient("http://127.0.0.1:1", grace_ms=0.0) as client:
+            monkeypatch.setattr(client._http, "post", post)
+            soon, patient = (REQUEST.model_copy(update={"deadline_ms": ms}) for ms in (20.0, 60_000.0))
+            first = [asyncio.create_task(client.rerank(patient)) for _ in range(CONNECTIONS)]
+            answers = await asyncio.gather(*(client.rerank(soon) for _ in range(late)))
+            waiting = asyncio.create_task(client.rerank(patient))
+            gate.set()
+            return [*answers, *await asyncio.gather(*first, waiting)]
+
+    told = [answer.degraded for answer in asyncio.run(ask())]
+    assert told == [["client_timeout"]] * late + [[]] * (CONNECTIONS + 1)
+    assert most == CONNECTIONS
