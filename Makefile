@@ -23,8 +23,10 @@ demo: $(STAMP)  ## the whole path on a simulated world, or on DATA=<trivago even
 	@$(BIN)/degre demo $(if $(DATA),--data $(DATA),)
 
 test: $(STAMP)  ## all tests, on real Redis, Ray, Feast and HTTP
-	@echo "test: unit, method, contract and integration tests"
-	@$(BIN)/python -m pytest
+	@echo "test: unit and method tests, on all cores"
+	@$(BIN)/python -m pytest -n logical tests/unit tests/method
+	@echo "test: contract and integration tests, one after another on one Ray cluster"
+	@$(BIN)/python -m pytest tests/contract tests/integration
 
 lint: $(STAMP)  ## ruff, mypy, import direction
 	@echo "lint: ruff, mypy, import-linter"

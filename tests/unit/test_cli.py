@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,12 @@ def test_help_answers_within_a_second() -> None:
     program = Path(sys.executable).with_name("degre")
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         done = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
+        after = os.times()  # processor time: other tests may be running
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert "demo" in done.stdout
-    assert statistics.median(seconds) < 1.0
+    assert 0 < statistics.median(seconds) < 1.0
 
 
 def loaded(module: str) -> set[str]:
