@@ -6,9 +6,10 @@ import atexit
 import os
 import re
 import warnings
+import weakref
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from degre_prod.errors import FeatureError
 from degre_prod.records import TIMESTAMP, feature_type, id_type
@@ -40,7 +41,9 @@ def open_store(dataset: Path, registry: Path | str, redis_url: str | None = None
         registry_url = f"sqlite:///{path}"
     connection = feast_connection(redis_url) if redis_url else "offline.invalid:6379"
     _quieten()
-    return FeatureStore(config=repo_config(registry_url, connection, repo_path=dataset.absolute()))
+    store = FeatureStore(config=repo_config(registry_url, connection, repo_path=dataset.absolute()))
+    weakref.finalize(store, _stop_refreshing, store.registry)
+    return store
 
 
 def default_registry(dataset: Path) -> Path:
@@ -67,6 +70,12 @@ def apply(store: FeatureStore, built: Definitions) -> None:
     """Register the definitions. Idempotent; what the registry knew under the same names is replaced."""
     store.apply(built.objects())
     store.refresh_registry()  # the cache is refreshed by a thread every five minutes, too late for the next line
+
+
+def _stop_refreshing(registry: Any) -> None:
+    """Feast keeps a registry, and a thread that reads it every five minutes, until the process ends, with its store or without."""
+    registry.registry_refresh_thread.cancel()
+    atexit.unregister(registry._exit_handler)
 
 
 @cache

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from degre_prod.requests import FeatureColumns
 from degre_prod.rows import read_rows
 from degre_prod.schema import DataSchema, Feature, FeatureTable, IdType
 from orchestration.features import training_set
+from orchestration.features.store import open_store
 from orchestration.features.training_set import build_training_set
 
 SECOND = 1_000_000
@@ -288,3 +292,18 @@ def test_vectors_of_another_size_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="length is not 3") as caught:
         list(read_rows(tmp_path / "out", schema))
     assert caught.value.column == "position"
+
+
+def test_nothing_of_a_store_outlives_it(tmp_path: Path) -> None:
+    """Feast refreshes a registry by a thread that nobody ends."""
+    before = set(threading.enumerate())
+    store = open_store(tmp_path / "data", tmp_path / "registry.db")
+    [refreshing] = set(threading.enumerate()) - before
+    registry = weakref.ref(store.registry)
+    del store
+    gc.collect()
+    refreshing.join(10)
+    assert not refreshing.is_alive()
+    del refreshing  # it holds what it would have called
+    gc.collect()
+    assert registry() is None
