@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_bundle import TinyWorld, tiny_world
 from degre_prod.config import RayConfig
 from serving.cluster import environment
 from serving.cluster import ray_cluster as joined_ray
+from serving.heap import settle_heap
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +24,17 @@ def ray_cluster() -> Iterator[None]:
         joined_ray(RayConfig(num_cpus=4, object_store_mb=100)),
     ):
         yield
+
+
+@pytest.fixture(scope="module")
+def settled_heap() -> Iterator[None]:
+    """For tests whose process is a client under load: collecting what two thousand tests have left would take a third of its
+    time."""
+    thresholds = gc.get_threshold()
+    settle_heap()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,10 @@ from serving.plan_store import Author, history_gaps, read_history
 
 
 @pytest.fixture(scope="module")
-def world(ray_cluster: None) -> Iterator[tuple[Bed, Users]]:  # noqa: ARG001 - joins the session's cluster
+def world(
+    ray_cluster: None,  # noqa: ARG001 - joins the session's cluster
+    settled_heap: None,  # noqa: ARG001
+) -> Iterator[tuple[Bed, Users]]:
     with ExitStack() as stack:
         patched = stack.enter_context(pytest.MonkeyPatch.context())
         patched.setattr(rollout_drill, "USERS", 600)
@@ -31,7 +34,7 @@ def world(ray_cluster: None) -> Iterator[tuple[Bed, Users]]:  # noqa: ARG001 - j
         patched.setattr(rollout_drill, "WATCHED_S", 1.5)
         patched.setattr(accounts, "SETTLE_S", 0.3)
         made, url = stack.enter_context(drill_bed())
-        yield made, stack.enter_context(Users(url, users=600, items=300, rate=40.0))
+        yield made, stack.enter_context(Users(url, users=600, items=300, rate=30.0))
 
 
 def short(name: str) -> Design:

@@ -33,7 +33,11 @@ def made() -> Iterator[Bed]:
 
 
 @pytest.fixture(scope="module")
-def url(made: Bed, ray_cluster: None) -> Iterator[str]:  # noqa: ARG001 - joins the session's cluster
+def url(
+    made: Bed,
+    ray_cluster: None,  # noqa: ARG001 - joins the session's cluster
+    settled_heap: None,  # noqa: ARG001
+) -> Iterator[str]:
     with ExitStack() as stack:
         patched = stack.enter_context(pytest.MonkeyPatch.context())
         patched.setattr(faults, "WATCHED_S", 2.5)
