@@ -63,7 +63,7 @@ class EvaluatorConfig(_Section):
         "count_markov", description="how the count after each slot is predicted: docs/concepts.md"
     )
     prefix_state: Literal["auto", "additive", "products", "attention"] = Field(
-        "auto", description="auto trains each and keeps the one with the lowest validation loss"
+        "auto", description="auto keeps the one with the lowest validation loss; those far behind half-way are dropped"
     )
     members: int = Field(2, ge=1, description="of the ensemble; where they disagree, lists are worth less")
     width: int = Field(32, ge=4, multiple_of=2, description="D; two attention heads share it")

@@ -55,11 +55,13 @@ def fit(
     worker: Worker,
     folder: Path,
     name: str,
+    pause: int | None = None,
 ) -> list[EpochRecord]:
     """Train in place; afterwards the model has the weights of the epoch with the lowest validation loss.
 
-    `train` and `validation` are sample indices given to `loss`. State lives in `folder/{name}.pt`. Raises TrainingError
-    on a loss that isn't finite or without samples.
+    `train` and `validation` are sample indices given to `loss`. State lives in `folder/{name}.pt`. With `pause` only so many
+    epochs of the schedule are trained, and told of; called again without, the rest of them, as if there had been no pause.
+    Raises TrainingError on a loss that isn't finite or without samples.
     """
     if len(train) == 0 or len(validation) == 0:
         raise TrainingError(f"{name}: {len(train)} training and {len(validation)} validation samples; both are needed")
@@ -71,7 +73,7 @@ def fit(
     )
     file = folder / f"{name}.pt"
     state = _resume(file, model, optimiser, cycle)
-    for epoch in range(state["epoch"], schedule.epochs):
+    for epoch in range(state["epoch"], schedule.epochs if pause is None else pause):
         order = np.random.default_rng([schedule.seed, epoch]).permutation(train)
         model.train()
         total, count = 0.0, 0.0
@@ -103,7 +105,7 @@ def fit(
         worker.progress(folder, epoch + 1, schedule.epochs, f"{name}: validation {held_out:.4f}")
     model.load_state_dict(state["best"])
     model.eval()
-    return [EpochRecord(**r) for r in state["history"]]
+    return [EpochRecord(**r) for r in state["history"][:pause]]
 
 
 def mean_loss(model: nn.Module, loss: Loss, samples: np.ndarray, schedule: Schedule, worker: Worker) -> float:

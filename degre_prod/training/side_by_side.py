@@ -7,7 +7,7 @@ network learns does not depend on who trains it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from degre_prod.training.loop import EpochRecord, Loss, Schedule, fit
 @dataclass(frozen=True)
 class Network:
     """A network to train. Every worker may `make` it, the same weights each time; the parameters whose names begin with one of
-    `parts` are trained, and they alone are the result. `cost`: of its training beside the others'."""
+    `parts` are trained, and they alone are the result. `cost`: of its training beside the others'. `pause`: see `fit`."""
 
     name: str
     make: Callable[[], Any]
@@ -29,6 +29,15 @@ class Network:
     parts: tuple[str, ...]
     schedule: Schedule
     cost: float
+    pause: int | None = None
+
+    def first_half(self) -> Network:
+        """The same network, half trained."""
+        return replace(self, pause=(self.schedule.epochs + 1) // 2, cost=self.cost / 2)
+
+    def second_half(self) -> Network:
+        """The same network, whose first half is trained already."""
+        return replace(self, cost=self.cost / 2)
 
 
 @dataclass(frozen=True)
@@ -68,5 +77,6 @@ def _train(network: Network, train: np.ndarray, validation: np.ndarray, worker: 
         worker=worker,
         folder=folder,
         name=network.name.replace(" ", "_"),
+        pause=network.pause,
     )
     return Trained({n: w for n, w in model.state_dict().items() if n.startswith(network.parts)}, curve)

@@ -60,6 +60,29 @@ def test_only_the_parts_move_and_they_are_the_result(tmp_path: Path) -> None:
         assert result.lowest == min(record.validation for record in result.curve) < result.curve[0].validation
 
 
+def test_two_halves_are_the_whole(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "halves").mkdir()
+    whole = train(Worker(0, 1), tmp_path / "whole")
+
+    def part(networks: list[Network]) -> dict[str, Trained]:
+        return train_side_by_side(
+            networks, train=SAMPLES, validation=SAMPLES, worker=Worker(0, 1), folder=tmp_path / "halves"
+        )
+
+    first = part([network.first_half() for network in networks()])
+    assert {name: result.curve for name, result in first.items()} == {n: r.curve[:2] for n, r in whole.items()}
+    second = part([network.second_half() for network in networks()])
+    again = part([network.first_half() for network in networks()])  # as after a crash: told of the same epochs
+    for name, result in whole.items():
+        assert second[name].curve == result.curve
+        assert again[name].curve == first[name].curve
+        for key, value in result.weights.items():
+            assert torch.equal(second[name].weights[key], value)
+    costs = [(n.cost, n.first_half().cost + n.second_half().cost) for n in networks()]
+    assert all(a == b for a, b in costs)
+
+
 @pytest.mark.parametrize(
     ("costs", "world", "jobs"),
     [
@@ -103,7 +126,7 @@ def test_all_workers_get_what_one_would_have_learnt(tmp_path: Path) -> None:
     script = MEMBER.format(tests=str(Path(__file__).parent))
     arguments = [[sys.executable, "-c", script, str(rank), str(world), str(tmp_path)] for rank in range(world)]
     workers = [subprocess.Popen(command) for command in arguments]
-    assert [worker.wait(60) for worker in workers] == [0] * world
+    assert [worker.wait(150) for worker in workers] == [0] * world
     (tmp_path / "alone").mkdir()
     expected = train(Worker(0, 1), tmp_path / "alone")
     for rank in range(world):
