@@ -13,10 +13,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
 
+from orchestration.bench.bed import until
 from orchestration.bench.load import Load
 from serving.deploy import wait_until_ready
 from serving.ports import free_port
@@ -68,11 +70,15 @@ def alternate(
     for pair in range(PAIRS):
         for url in (aged, fresh) if pair % 2 == 0 else (fresh, aged):
             with Load(url, requests, rate, first=sent) as load:
-                time.sleep((LEAD + BLOCK) / rate)
+                until(partial(_answered, load, LEAD + BLOCK), "a block is not over", (LEAD + BLOCK) / rate + _STOP_S)
             sent += len(load.samples)
             samples = sorted(load.samples, key=lambda s: s.due)
             p50s[url].append(median(s.took_ms for s in samples[LEAD:]))
     return p50s[aged], p50s[fresh]
+
+
+def _answered(load: Load, count: int) -> bool:
+    return len(load.samples) >= count
 
 
 def ratio(aged_ms: Sequence[float], fresh_ms: Sequence[float]) -> float:
