@@ -237,13 +237,15 @@ class AsyncRerankClient:
     async def _post(self, step: Send, headers: dict[str, str] | None) -> httpx.Response:
         """Waits here and not in httpx, whose pool looks at every waiting request whenever one begins or ends: after a pause
         of some seconds under load it would never get over it."""
+        over = time.monotonic() + step.timeout_s
         try:
             async with asyncio.timeout(step.timeout_s):
                 await self._turns.acquire()
         except TimeoutError:
             raise httpx.PoolTimeout(f"{CONNECTIONS} requests were under way for {step.timeout_s:.1f} s") from None
         try:
-            return await self._http.post(step.path, content=step.body, timeout=step.timeout_s, headers=headers)
+            left_s = max(over - time.monotonic(), 0.0)
+            return await self._http.post(step.path, content=step.body, timeout=left_s, headers=headers)
         finally:
             self._turns.release()
 

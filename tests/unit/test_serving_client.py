@@ -147,12 +147,14 @@ def test_importing_the_client_brings_nothing_heavy() -> None:
 def test_more_requests_than_connections_wait_outside_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """httpx's pool is quadratic in what waits in it; those whose turn does not come in time are late, the others answered."""
     under_way, most, late = 0, 0, 7
+    timeouts: list[float] = []
 
     async def ask() -> list[RerankResponse]:
         gate = asyncio.Event()
 
-        async def post(*_: Any, **__: Any) -> httpx.Response:
+        async def post(*_: Any, timeout: float, **__: Any) -> httpx.Response:
             nonlocal under_way, most
+            timeouts.append(timeout)
             under_way += 1
             most = max(most, under_way)
             await gate.wait()
@@ -171,3 +173,4 @@ def test_more_requests_than_connections_wait_outside_the_pool(monkeypatch: pytes
     told = [answer.degraded for answer in asyncio.run(ask())]
     assert told == [["client_timeout"]] * late + [[]] * (CONNECTIONS + 1)
     assert most == CONNECTIONS
+    assert 0 < timeouts[-1] < min(timeouts[:-1]) <= 60.0  # the time that the last one waited is its own
