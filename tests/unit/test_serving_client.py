@@ -165,12 +165,12 @@ def test_more_requests_than_connections_wait_outside_the_pool(monkeypatch: pytes
             monkeypatch.setattr(client._http, "post", post)
             soon, patient = (REQUEST.model_copy(update={"deadline_ms": ms}) for ms in (20.0, 60_000.0))
             first = [asyncio.create_task(client.rerank(patient)) for _ in range(CONNECTIONS)]
-            answers = await asyncio.gather(*(client.rerank(soon) for _ in range(late)))
             waiting = asyncio.create_task(client.rerank(patient))
+            answers = await asyncio.gather(*(client.rerank(soon) for _ in range(late)))
             gate.set()
             return [*answers, *await asyncio.gather(*first, waiting)]
 
     told = [answer.degraded for answer in asyncio.run(ask())]
     assert told == [["client_timeout"]] * late + [[]] * (CONNECTIONS + 1)
     assert most == CONNECTIONS
-    assert 0 < timeouts[-1] < min(timeouts[:-1]) <= 60.0  # the time that the last one waited is its own
+    assert 0 < timeouts[-1] <= 60.0 - 0.02  # it waited for as long as those that were late, in its own time
