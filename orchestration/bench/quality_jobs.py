@@ -7,6 +7,7 @@ import queue
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ def run_side_by_side(work: Work[T], seeds: Sequence[T], *, jobs: int, steps: int
     with _Bar(len(seeds) * steps, jobs) as bar:
         if jobs == 1:
             for index, seed in enumerate(seeds):
-                work(seed, lambda label, index=index: bar.say(index, label))  # type: ignore[misc]
+                work(seed, partial(bar.say, index))
             return
         context = multiprocessing.get_context("spawn")
         words = context.Queue()
