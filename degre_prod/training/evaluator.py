@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +26,13 @@ from degre_prod.training.data import Draws, logged_lists, mean_utility, to_batch
 from degre_prod.training.group import current_worker
 from degre_prod.training.loop import Loss, Schedule
 from degre_prod.training.modules import load_evaluator, load_pointwise, save_module
-from degre_prod.training.side_by_side import Network, train_side_by_side
+from degre_prod.training.side_by_side import Network, Trained, train_side_by_side
 from degre_prod.training.warm_start import start_from
 
 FORMS: Final = ("additive", "products", "attention")
 MEMBER_SEEDS: Final = 1000  # between the seeds of two members
-# A form whose validation loss is so much above the best one's half-way does not get there: what is left of the cycle takes
-# between .3 and .7 % off any of them.
+# A form whose validation loss half-way is more than so many times the best one's does not get there: what is left of the cycle
+# takes .2 to .7 % off any of them, and off none .2 % more than off the best (five seeds of large substitutes).
 BEHIND: Final = 1.005
 # Of one optimiser step, beside the additive form's, read at n = 50, L = 10. They divide the work and change no result.
 _COST: Final = {"additive": 1.0, "products": 1.15, "attention": 1.7, "value to go": 1.4, "pointwise": 0.9}
@@ -60,22 +61,7 @@ def train_evaluator(config: dict[str, Any]) -> None:
     warm = Path(config["warm_start"]) if "warm_start" in config else None
     networks = _Networks(settings, (train, validation), encoder.schema, encoder.layout(), warm)
     scorer = networks.pointwise()
-    if settings.prefix_state == "auto":
-        tried = {form: networks.count(0, form) for form in FORMS}
-        trained = together([*(network.first_half() for network in tried.values()), scorer])
-        losses = {form: trained[network.name].lowest for form, network in tried.items()}
-        left = [form for form in FORMS if losses[form] <= BEHIND * min(losses.values())]
-        rest = [tried[form].second_half() for form in left]
-        if len(left) == 1:  # then nothing has to wait for the choice
-            [form] = left
-            trained |= together([*rest, *networks.after_the_first(form)])
-        else:
-            trained |= together(rest)
-            form = min(left, key=lambda form: trained[tried[form].name].lowest)
-            trained |= together(networks.after_the_first(form))
-    else:
-        form = settings.prefix_state
-        trained = together([networks.count(0, form), scorer, *networks.after_the_first(form)])
+    form, trained = _trained(networks, scorer, together)
     if worker.rank == 0:
         model = LookaheadEvaluator(networks.spec(form))
         for i, member in enumerate(model.each()):
@@ -86,6 +72,25 @@ def train_evaluator(config: dict[str, Any]) -> None:
         save_module(model, model.spec, folder, "evaluator")
         save_module(pointwise, model.spec, folder, "pointwise")
         write_json(folder / "curves.json", {name: [vars(r) for r in t.curve] for name, t in trained.items()})
+
+
+def _trained(
+    networks: _Networks, scorer: Network, together: Callable[[list[Network]], dict[str, Trained]]
+) -> tuple[str, dict[str, Trained]]:
+    """The form of prefix state, and every network that was trained, by name."""
+    form = networks.settings.prefix_state
+    if form != "auto":
+        return form, together([networks.count(0, form), scorer, *networks.after_the_first(form)])
+    tried = {form: networks.count(0, form) for form in FORMS}
+    trained = together([*(network.first_half() for network in tried.values()), scorer])
+    losses = {form: trained[network.name].lowest for form, network in tried.items()}
+    left = [form for form in FORMS if losses[form] <= BEHIND * min(losses.values())]
+    rest = [tried[form].second_half() for form in left]
+    if len(left) == 1:  # then nothing has to wait for the choice
+        return left[0], trained | together([*rest, *networks.after_the_first(left[0])])
+    trained |= together(rest)
+    best = min(left, key=lambda form: trained[tried[form].name].lowest)
+    return best, trained | together(networks.after_the_first(best))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def fit(
     )
     file = folder / f"{name}.pt"
     state = _resume(file, model, optimiser, cycle)
-    for epoch in range(state["epoch"], schedule.epochs if pause is None else pause):
+    last = schedule.epochs if pause is None else pause
+    for epoch in range(state["epoch"], last):
         order = np.random.default_rng([schedule.seed, epoch]).permutation(train)
         model.train()
         total, count = 0.0, 0.0
@@ -102,7 +103,7 @@ def fit(
         state["epoch"] = epoch + 1
         if worker.rank == 0:
             _save(file, state, model, optimiser, cycle)
-        worker.progress(folder, epoch + 1, schedule.epochs, f"{name}: validation {held_out:.4f}")
+        worker.progress(folder, epoch + 1, last, f"{name}: validation {held_out:.4f}")
     model.load_state_dict(state["best"])
     model.eval()
     return [EpochRecord(**r) for r in state["history"][:pause]]
