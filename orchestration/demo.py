@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from degre_prod.artefact import write_text
 from degre_prod.config import Settings
@@ -17,7 +17,6 @@ from degre_prod.errors import DataError
 from orchestration.run import Run, create_run
 
 REPLAYED = 600
-T = TypeVar("T")
 
 
 @dataclass
@@ -32,8 +31,13 @@ class Clock:
         print(f"▸ {name}", file=sys.stderr, flush=True)
         started = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - started, 2)
-        print(f"  {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+        self.told({name: round(time.perf_counter() - started, 2)})
+
+    def told(self, seconds: dict[str, float]) -> None:
+        """Take over the seconds of stages that are done."""
+        for name, took in seconds.items():
+            self.seconds[name] = took
+            print(f"  {name}: {took:.1f} s", file=sys.stderr, flush=True)
 
 
 def demo(out: Path, settings: Settings, *, data: Path | None, world: str, size: str, seed: int) -> dict[str, Any]:
@@ -54,15 +58,9 @@ def demo(out: Path, settings: Settings, *, data: Path | None, world: str, size: 
     with clock.stage("encoding"):
         stages.encode(run)
     with stages.ray_cluster(run):
-        steps: list[tuple[str, Callable[[Run], None]]] = [
-            ("evaluator", stages.train_evaluator),
-            ("mining", stages.mine),
-            ("generator", stages.train_generator),
-            ("bundle", stages.build_bundle),
-        ]
-        for name, step in steps:
-            with clock.stage(name):
-                step(run)
+        clock.told(stages.learn(run))
+        with clock.stage("bundle"):
+            stages.build_bundle(run)
         with clock.stage("evaluation"):
             evaluation = evaluate(run)
         with clock.stage("serving"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,58 +37,36 @@ def encode(run: Run) -> None:
     publish(run.encoded, key)
 
 
+def learn(run: Run) -> dict[str, float]:
+    """Evaluator, mining and generator, all from nothing, in one launch of the worker group; seconds of each by name."""
+    evaluator = _evaluator(run)
+    mined = _mining(run, evaluator.key)
+    seconds = _make(run, [evaluator, mined, _generator(run, mined.key)])
+    _tell_infeasible(run)
+    return seconds
+
+
 def train_evaluator(run: Run, warm_start: Path | None = None) -> None:
     """Lookahead Evaluator, value to go and the pointwise baseline, on the worker group; from nothing, or from the weights
     of the evaluator in the folder `warm_start`."""
-    from degre_prod.training.evaluator import train_evaluator as task
-
-    settings = run.settings.evaluator.model_dump()
-    config: dict[str, Any] = {"encoded": str(run.encoded), "evaluator": settings}
-    known = [made_from(run.encoded), settings]
-    if warm_start is not None:
-        config["warm_start"] = str(warm_start)
-        known.append(file_digest(warm_start / "evaluator.safetensors"))
-    _on_group(run, task, run.evaluator, digest("evaluator", _FORMAT, *known), "evaluator", config)
+    _make(run, [_evaluator(run, warm_start)])
 
 
 def mine(run: Run) -> None:
     """High-value unexposed lists of training requests, on the worker group."""
-    from degre_prod.mining.mine import mine as task
-    from degre_prod.mining.record import read_record
-
-    settings = run.settings.mining.model_dump()
-    key = digest("mined", _FORMAT, made_from(run.encoded), made_from(run.evaluator), settings)
-    config = {"encoded": str(run.encoded), "evaluator": str(run.evaluator), "mining": settings}
-    _on_group(run, task, run.mined, key, "mining", config)
-    record = read_record(run.mined)
-    if record.infeasible:
-        print(
-            f"mining: {record.infeasible} of {record.mined + record.infeasible} requests have no list that obeys the "
-            "constraints in schema.yaml and the trust region; they were left out",
-            file=sys.stderr,
-        )
+    _make(run, [_mining(run, made_from(run.evaluator))])
+    _tell_infeasible(run)
 
 
 def train_generator(run: Run, warm_start: Path | None = None) -> None:
     """Online Generator from the mined lists' dense targets, on the worker group; from nothing, or from the weights of the
     generator in the folder (of a generator or a bundle) `warm_start`."""
-    from degre_prod.training.generator import train_generator as task
-
-    mined_key = digest(
-        "mined", _FORMAT, made_from(run.encoded), made_from(run.evaluator), run.settings.mining.model_dump()
-    )
-    if not finished(run.mined, mined_key):
+    mined = _mining(run, made_from(run.evaluator))
+    if not finished(run.mined, mined.key):
         raise MismatchError(
             f"{run.mined} was not mined by the evaluator in {run.evaluator} with these settings; run `degre mine {run.folder}`"
         )
-    settings = run.settings.generator.model_dump()
-    known: list[Any] = [mined_key, settings]
-    config: dict[str, Any] = {"encoded": str(run.encoded), "mined": str(run.mined), "generator": settings}
-    config |= {"evaluator": str(run.evaluator), "mining": run.settings.mining.model_dump()}  # for on-policy rounds
-    if warm_start is not None:
-        config["warm_start"] = str(warm_start)
-        known.append(file_digest(warm_start / "generator.safetensors"))
-    _on_group(run, task, run.generator, digest("generator", _FORMAT, *known), "generator", config)
+    _make(run, [_generator(run, mined.key, warm_start)])
 
 
 def build_bundle(run: Run, *, parent: str | None = None, boundaries: tuple[int, int] | None = None) -> None:
@@ -142,18 +121,79 @@ def ray_cluster(run: Run) -> Iterator[None]:
         yield
 
 
-def _on_group(
-    run: Run, task: Callable[[dict[str, Any]], None], out: Path, key: str, label: str, config: dict[str, Any]
-) -> None:
-    if finished(out, key):
-        return
-    from degre_prod.training.group import run_group
+@dataclass(frozen=True)
+class _Part:
+    """An artefact that the worker group makes: what its task is given, and the hash of all it is made from."""
 
-    place = workplace(out, key).absolute()
-    absolute = {k: str(Path(v).absolute()) if isinstance(v, str) else v for k, v in config.items()}
-    run_group(task, {**absolute, "folder": str(place)}, folder=place, scaling=run.settings.scaling, label=label)
-    publish(out, key)
-    print(f"{label}: {out}", file=sys.stderr)
+    label: str
+    task: Callable[[dict[str, Any]], None]
+    config: dict[str, Any]
+    out: Path
+    key: str
+
+
+def _evaluator(run: Run, warm_start: Path | None = None) -> _Part:
+    from degre_prod.training.evaluator import train_evaluator as task
+
+    settings = run.settings.evaluator.model_dump()
+    config: dict[str, Any] = {"encoded": str(run.encoded), "evaluator": settings}
+    known = [made_from(run.encoded), settings]
+    if warm_start is not None:
+        config["warm_start"] = str(warm_start)
+        known.append(file_digest(warm_start / "evaluator.safetensors"))
+    return _Part("evaluator", task, config, run.evaluator, digest("evaluator", _FORMAT, *known))
+
+
+def _mining(run: Run, evaluator_key: str) -> _Part:
+    from degre_prod.mining.mine import mine as task
+
+    settings = run.settings.mining.model_dump()
+    config = {"encoded": str(run.encoded), "evaluator": str(run.evaluator), "mining": settings}
+    key = digest("mined", _FORMAT, made_from(run.encoded), evaluator_key, settings)
+    return _Part("mining", task, config, run.mined, key)
+
+
+def _generator(run: Run, mined_key: str, warm_start: Path | None = None) -> _Part:
+    from degre_prod.training.generator import train_generator as task
+
+    settings = run.settings.generator.model_dump()
+    known: list[Any] = [mined_key, settings]
+    config: dict[str, Any] = {"encoded": str(run.encoded), "mined": str(run.mined), "generator": settings}
+    config |= {"evaluator": str(run.evaluator), "mining": run.settings.mining.model_dump()}  # for on-policy rounds
+    if warm_start is not None:
+        config["warm_start"] = str(warm_start)
+        known.append(file_digest(warm_start / "generator.safetensors"))
+    return _Part("generator", task, config, run.generator, digest("generator", _FORMAT, *known))
+
+
+def _make(run: Run, parts: Sequence[_Part]) -> dict[str, float]:
+    """Make what is not there yet, in one launch; seconds by label, 0 for what was there."""
+    from degre_prod.training.group import Job, run_jobs
+
+    left = [part for part in parts if not finished(part.out, part.key)]
+    jobs = []
+    for part in left:
+        place = workplace(part.out.absolute(), part.key)
+        config = {k: str(Path(v).absolute()) if isinstance(v, str) else v for k, v in part.config.items()}
+        jobs.append(
+            Job(part.label, part.task, {**config, "folder": str(place)}, place, (part.out.absolute(), part.key))
+        )
+    seconds = run_jobs(jobs, scaling=run.settings.scaling) if jobs else {}
+    for part in left:
+        print(f"{part.label}: {part.out}", file=sys.stderr)
+    return {part.label: 0.0 for part in parts} | seconds
+
+
+def _tell_infeasible(run: Run) -> None:
+    from degre_prod.mining.record import read_record
+
+    record = read_record(run.mined)
+    if record.infeasible:
+        print(
+            f"mining: {record.infeasible} of {record.mined + record.infeasible} requests have no list that obeys the "
+            "constraints in schema.yaml and the trust region; they were left out",
+            file=sys.stderr,
+        )
 
 
 def _curves(folder: Path) -> dict[str, list[dict[str, float]]]:

@@ -1,4 +1,4 @@
-"""The worker group: one launcher for the evaluator, mining and the generator.
+"""The worker group: one launcher for the evaluator, mining and the generator, alone or one after another.
 
 A task is a module-level function of one dictionary (JSON values), run by every worker; it works in a shared folder,
 resumes from what it finds there, and may therefore be started again at any time. Workers split work by rank.
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from degre_prod.artefact import write_json, write_text
+from degre_prod.artefact import finished, publish, write_json, write_text
 from degre_prod.config import ScalingConfig
 from degre_prod.errors import TrainingError
 from degre_prod.training.memory import keep_freed_memory
@@ -32,6 +32,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 Task = Callable[[dict[str, Any]], None]
 FAILURE = "failure.txt"  # in the task's folder: all that Ray had to say
+LOOK_S = 0.3  # between two looks at the workers' progress
 LINE_S = 10.0  # between two lines of progress, where standard error is a log
 WAIT_S = 7 * 86_400  # for a worker that has more to do; one that died is noticed by its closed connection, and by Ray
 
@@ -81,6 +82,11 @@ class Worker:
         torch.distributed.all_gather_object(brought, mine)
         return {key: value for part in brought for key, value in part.items()}
 
+    def wait(self) -> None:
+        """Until every worker of the whole group is here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
     def rows(self, batch: np.ndarray) -> np.ndarray:
         """This worker's rows of a batch that the whole group works on."""
         return batch[self.rank :: self.world]
@@ -106,18 +112,60 @@ def current_worker() -> Worker:
     return Worker(0, 1)
 
 
-def run_group(task: Task, config: dict[str, Any], *, folder: Path, scaling: ScalingConfig, label: str) -> None:
-    """Run a task on the group and wait; `folder` is where it works and leaves its progress.
+@dataclass(frozen=True)
+class Job:
+    """A task of the group and what it is given; `folder` is where it works and leaves its progress, `label` what people read.
 
-    With `scaling.num_workers` 0 it runs in this process. Raises TrainingError when a worker fails for good.
+    With `artefact`, the folder to publish and what that is made from, `folder` is the artefact's workplace.
     """
-    _clear(folder)
-    with _progress_bar(folder, label):
+
+    label: str
+    task: Task
+    config: dict[str, Any]
+    folder: Path
+    artefact: tuple[Path, str] | None = None
+
+    def done(self) -> bool:
+        """Whether its artefact is published."""
+        return self.artefact is not None and finished(*self.artefact)
+
+
+def run_group(task: Task, config: dict[str, Any], *, folder: Path, scaling: ScalingConfig, label: str) -> None:
+    """Run one task that publishes nothing: see `run_jobs`."""
+    run_jobs([Job(label, task, config, folder)], scaling=scaling)
+
+
+def run_jobs(jobs: Sequence[Job], *, scaling: ScalingConfig) -> dict[str, float]:
+    """Run jobs one after another in one launch of the group, and wait; seconds by label, the start of the group in the first.
+
+    A launch loads PyTorch into each of seven processes, so jobs that follow each other share one. With `scaling.num_workers` 0
+    they run in this process. Raises TrainingError when a worker fails for good; what was published by then stays.
+    """
+    for job in jobs:
+        _clear(job.folder)
+    with _progress_bar(jobs) as seconds:
         if scaling.num_workers == 0:
-            task(config)
+            _in_order({"jobs": jobs})
         else:
-            _run_on_ray(task, config, folder, scaling)
-    _clear(folder)
+            _run_on_ray(jobs, scaling)
+    for job in jobs:
+        _clear(job.folder)
+    return seconds
+
+
+def _in_order(config: dict[str, Any]) -> None:
+    """What every worker does in a launch. A group that starts again goes on with the first job that is not done."""
+    for job in config["jobs"]:
+        if job.done():
+            continue
+        job.task(job.config)
+        if job.artefact is not None:
+            worker = current_worker()
+            worker.wait()
+            if worker.rank == 0:
+                _clear(job.folder)
+                publish(*job.artefact)
+            worker.wait()
 
 
 def _clear(folder: Path) -> None:
@@ -126,39 +174,41 @@ def _clear(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _run_on_ray(task: Task, config: dict[str, Any], folder: Path, scaling: ScalingConfig) -> None:
+def _run_on_ray(jobs: Sequence[Job], scaling: ScalingConfig) -> None:
     # Ray Train's watcher for announced preemptions asks for a checkpoint that no task here needs: each resumes from its
     # folder. Its process costs as much as loading PyTorch does, just when the workers begin.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    storage = folder / "ray_train"  # Ray's own bookkeeping of one launch; the task's state is in `folder` itself
+    # Ray's own bookkeeping of one launch; beside the folders, for those of artefacts are renamed while it goes on.
+    storage = jobs[0].folder.parent / ".ray_train"
     left = scaling.max_failures
     try:
         while True:
             try:
-                _trainer(task, config, storage, scaling).fit()
+                _trainer(jobs, storage, scaling).fit()
                 return
             except Exception as error:  # Ray wraps whatever a worker raised in types that differ between versions
                 if left and _lost_node(error):
                     left -= 1
                     continue
-                write_text(folder / FAILURE, f"{error}\n")
+                failed = next((job for job in jobs if not job.done()), jobs[-1])
+                write_text(failed.folder / FAILURE, f"{error}\n")
                 reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
                 raise TrainingError(
-                    f"{task.__module__}.{task.__name__} failed on {scaling.num_workers} workers: {reason} "
-                    f"(more in {folder / FAILURE})"
+                    f"{failed.task.__module__}.{failed.task.__name__} failed on {scaling.num_workers} workers: {reason} "
+                    f"(more in {failed.folder / FAILURE})"
                 ) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def _trainer(task: Task, config: dict[str, Any], storage: Path, scaling: ScalingConfig) -> Any:
+def _trainer(jobs: Sequence[Job], storage: Path, scaling: ScalingConfig) -> Any:
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScaling
     from ray.train.torch import TorchConfig, TorchTrainer
 
     return TorchTrainer(
-        task,
-        train_loop_config=config,
+        _in_order,
+        train_loop_config={"jobs": jobs},
         torch_config=TorchConfig(backend="gloo", timeout_s=WAIT_S),
         scaling_config=RayScaling(
             num_workers=scaling.num_workers,
@@ -182,13 +232,16 @@ def _lost_node(error: Exception) -> bool:
 
 
 @contextmanager
-def _progress_bar(folder: Path, label: str) -> Iterator[None]:
-    """Show the sum of the workers' progress on stderr while the block runs: a bar, or lines where nobody sees a bar move."""
+def _progress_bar(jobs: Sequence[Job]) -> Iterator[dict[str, float]]:
+    """Show on stderr how far the first job is that is not done, as the sum of the workers' progress, while the block runs: a
+    bar, or lines where nobody sees a bar move. Fills in the seconds each job took, by label."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    folder.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        job.folder.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
+    seconds: dict[str, float] = {}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -198,27 +251,31 @@ def _progress_bar(folder: Path, label: str) -> Iterator[None]:
     )
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, transient=True) as bar:
-        line = bar.add_task(label, total=None, text="starting workers")
 
         def follow() -> None:
-            last, due, over = "", 0.0, False
-            while not over:
-                over = stop.wait(0.3)
-                reports = [r for r in map(_read, sorted(folder.glob("progress-*.json"))) if r]
-                if not reports:
-                    continue
-                done, total = (sum(r[name] for r in reports) for name in ("done", "total"))
-                text = _told(reports, bar.tasks[line].speed)
-                bar.update(line, completed=done, total=total, text=text)
-                now = f"{label}: {done:,.0f} of {total:,.0f}, {text}"
-                if not console.is_terminal and now != last and (over or time.monotonic() >= due):
-                    print(now, file=sys.stderr, flush=True)
-                    last, due = now, time.monotonic() + LINE_S
+            for job in jobs:
+                started = time.monotonic()
+                line = bar.add_task(job.label, total=None, text="starting workers" if job is jobs[0] else "")
+                last, due, over = "", 0.0, False
+                while not over:
+                    over = stop.wait(LOOK_S) or job.done()
+                    reports = [r for r in map(_read, sorted(job.folder.glob("progress-*.json"))) if r]
+                    if not reports:
+                        continue
+                    done, total = (sum(r[name] for r in reports) for name in ("done", "total"))
+                    text = _told(reports, next(t.speed for t in bar.tasks if t.id == line))
+                    bar.update(line, completed=done, total=total, text=text)
+                    now = f"{job.label}: {done:,.0f} of {total:,.0f}, {text}"
+                    if not console.is_terminal and now != last and (over or time.monotonic() >= due):
+                        print(now, file=sys.stderr, flush=True)
+                        last, due = now, time.monotonic() + LINE_S
+                bar.remove_task(line)
+                seconds[job.label] = round(time.monotonic() - started, 2)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
-            yield
+            yield seconds
         finally:
             stop.set()
             thread.join()

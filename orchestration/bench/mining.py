@@ -182,8 +182,7 @@ def measure_workers(bed: Bed, requests: int, repeats: int, say: Callable[[str], 
 def timed_mine(config: dict[str, Any]) -> None:
     """`mine`, and when it began and ended on this worker (seconds since 1970)."""
     worker = current_worker()
-    if worker.world > 1:
-        torch.distributed.barrier()
+    worker.wait()
     started = time.time()
     mine(config)
     write_json(Path(config["folder"]) / f"span-{worker.rank}.json", {"start": started, "end": time.time()})

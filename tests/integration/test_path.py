@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from degre_prod.encoding.splits import split_rows
 from degre_prod.errors import MismatchError, TrainingError
 from degre_prod.schema import load_schema
 from degre_prod.training import generator, group
-from degre_prod.training.group import run_group
+from degre_prod.training.group import Job, run_group, run_jobs
 from degre_prod.worlds.simulate import simulate
 from orchestration import stages
 from orchestration.evaluate import evaluate
@@ -84,27 +85,30 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_two_ray_workers_take_the_same_path_and_survive_a_crash(
     alone: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the evaluator on; a launch costs seconds, and training is what the generator's launch shows."""
+    """From the evaluator on, in one launch; the crash is in the generator's training, when the lists are mined."""
     run = create_run(tmp_path / "run", alone.dataset, settings(workers=2))
     run.folder.mkdir(exist_ok=True)
     for name in ("training_set", "encoded", "evaluator"):
         (run.folder / name).symlink_to(getattr(alone, name))
+    marker, launches = tmp_path / "died", []
+    monkeypatch.setattr(generator, "train_generator", dies_once)
+
+    def launch(jobs: Sequence[Job], **rest: Any) -> dict[str, float]:
+        launches.append([job.label for job in jobs])
+        return run_jobs([replace(job, config=job.config | {"marker": str(marker)}) for job in jobs], **rest)
+
+    monkeypatch.setattr(group, "run_jobs", launch)
     with stages.ray_cluster(run):
-        stages.mine(run)
+        with sent_by_value(__name__):
+            seconds = stages.learn(run)
+        assert marker.exists()
+        assert launches == [["mining", "generator"]]
+        assert seconds["evaluator"] == 0.0 < min(seconds["mining"], seconds["generator"])
         assert [f.name for f in sorted(run.mined.iterdir())] == ["made_from.json", "mining.json", *SHARDS]
         for name in SHARDS:
             with np.load(run.mined / name) as ours, np.load(alone.mined / name) as theirs:
                 for key in theirs:
                     np.testing.assert_array_equal(ours[key], theirs[key])
-        marker = tmp_path / "died"
-        monkeypatch.setattr(generator, "train_generator", dies_once)
-        launch: Callable[..., None] = run_group
-        monkeypatch.setattr(
-            group, "run_group", lambda task, config, **rest: launch(task, config | {"marker": str(marker)}, **rest)
-        )
-        with sent_by_value(__name__):
-            stages.train_generator(run)
-        assert marker.exists()
         stages.build_bundle(run)
     ours, theirs = (load_file(r.generator / "generator.safetensors") for r in (run, alone))
     assert set(ours) == set(theirs)
@@ -139,6 +143,7 @@ def test_what_is_done_is_not_done_again(alone: Run) -> None:
     stages.build_training_rows(alone)
     for stage in (stages.encode, stages.train_evaluator, stages.mine, stages.train_generator, stages.build_bundle):
         stage(alone)
+    assert stages.learn(alone) == {"evaluator": 0.0, "mining": 0.0, "generator": 0.0}
     changed = {name for name, time in times().items() if before.get(name) != time}
     assert {Path(name).name for name in changed} <= {"registry.db"}
 
