@@ -263,7 +263,7 @@ def _progress_bar(jobs: Sequence[Job]) -> Iterator[dict[str, float]]:
                     if not reports:
                         continue
                     done, total = (sum(r[name] for r in reports) for name in ("done", "total"))
-                    text = _told(reports, next(t.speed for t in bar.tasks if t.id == line))
+                    text = _told(reports, bar.tasks[0].speed)
                     bar.update(line, completed=done, total=total, text=text)
                     now = f"{job.label}: {done:,.0f} of {total:,.0f}, {text}"
                     if not console.is_terminal and now != last and (over or time.monotonic() >= due):
