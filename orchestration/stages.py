@@ -38,7 +38,8 @@ def encode(run: Run) -> None:
 
 
 def learn(run: Run) -> dict[str, float]:
-    """Evaluator, mining and generator, all from nothing, in one launch of the worker group; seconds of each by name."""
+    """Evaluator, mining and generator, all from nothing, in one launch of the worker group; seconds of each by name, 0 for what
+    was there. Raises TrainingError when a worker fails for good; what was made by then stays."""
     evaluator = _evaluator(run)
     mined = _mining(run, evaluator.key)
     seconds = _make(run, [evaluator, mined, _generator(run, mined.key)])

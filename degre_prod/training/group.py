@@ -131,7 +131,8 @@ class Job:
 
 
 def run_group(task: Task, config: dict[str, Any], *, folder: Path, scaling: ScalingConfig, label: str) -> None:
-    """Run one task that publishes nothing: see `run_jobs`."""
+    """Run one task that publishes nothing, and wait; `folder` is where it works and leaves its progress. Raises TrainingError
+    when a worker fails for good."""
     run_jobs([Job(label, task, config, folder)], scaling=scaling)
 
 
@@ -259,8 +260,7 @@ def _progress_bar(jobs: Sequence[Job]) -> Iterator[dict[str, float]]:
                 last, due, over = "", 0.0, False
                 while not over:
                     over = stop.wait(LOOK_S) or job.done()
-                    reports = [r for r in map(_read, sorted(job.folder.glob("progress-*.json"))) if r]
-                    if not reports:
+                    if not (reports := _reports(job.folder)):
                         continue
                     done, total = (sum(r[name] for r in reports) for name in ("done", "total"))
                     text = _told(reports, bar.tasks[0].speed)
@@ -287,6 +287,15 @@ def _told(reports: list[dict[str, Any]], speed: float | None) -> str:
     rate = f"{speed:,.0f} {unit}/s" if unit and speed is not None else ""
     texts = " · ".join(dict.fromkeys(str(report["text"]) for report in reports))
     return ", ".join(part for part in (rate, texts) if part)
+
+
+def _reports(folder: Path) -> list[dict[str, Any]]:
+    """What every worker told last; nothing where the folder was published a moment ago."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.startswith("progress-"))
+    except FileNotFoundError:
+        return []
+    return [report for name in names if (report := _read(folder / name))]
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from crafted import N
 
 from degre_prod.config import MiningConfig, ScalingConfig
 from degre_prod.mining import mine as mining
-from degre_prod.training.group import Worker, _told, run_group
+from degre_prod.training.group import Worker, _reports, _told, run_group
 from degre_prod.training.modules import save_module
 
 
@@ -28,6 +28,15 @@ def test_a_report_with_a_unit_is_shown_with_its_speed(
     assert (report["done"], report["total"]) == (2, 5)
     assert _told([report], speed) == text
     assert _told([report, report | {"text": "another"}], speed) == f"{text} · another"
+
+
+def test_a_folder_that_was_published_meanwhile_has_nothing_to_tell(tmp_path: Path) -> None:
+    for rank in (1, 0):
+        Worker(rank, 2).progress(tmp_path / "work", rank, 5, "")
+    (tmp_path / "work" / "progress-2.json").write_text("{")  # being replaced
+    assert [report["done"] for report in _reports(tmp_path / "work")] == [0, 1]
+    (tmp_path / "work").rename(tmp_path / "published")
+    assert _reports(tmp_path / "work") == []
 
 
 def test_mining_counts_its_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
