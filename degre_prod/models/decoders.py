@@ -43,13 +43,13 @@ class GatedCell(nn.Module):
         self.hidden = nn.Linear(width, 3 * width)
         self.width = width
 
-    def forward(self, x_BD: Tensor, h_BD: Tensor) -> Tensor:
-        """h_BD after reading x_BD."""
+    def forward(self, i_BG: Tensor, h_BD: Tensor) -> Tensor:
+        """h_BD after reading what `input` makes of x_BD; G = 3 D."""
         D = self.width
-        i, h = self.input(x_BD), self.hidden(h_BD)
-        reset = torch.sigmoid(i[:, :D] + h[:, :D])
-        update = torch.sigmoid(i[:, D : 2 * D] + h[:, D : 2 * D])
-        new = torch.tanh(i[:, 2 * D :] + reset * h[:, 2 * D :])
+        h = self.hidden(h_BD)
+        reset = torch.sigmoid(i_BG[:, :D] + h[:, :D])
+        update = torch.sigmoid(i_BG[:, D : 2 * D] + h[:, D : 2 * D])
+        new = torch.tanh(i_BG[:, 2 * D :] + reset * h[:, 2 * D :])
         return new + update * (h_BD - new)
 
 
@@ -65,13 +65,13 @@ class GruDecoder(nn.Module):
         return (torch.tanh(self.initial(request_BR)),)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        h = self.cell(x_BD, state[0])
+        h = self.cell(self.cell.input(x_BD), state[0])
         return h, (h,)
 
     def sequence(self, x_BLD: Tensor, state: State) -> Tensor:
-        hidden = []
-        for x in x_BLD.unbind(1):
-            h, state = self.step(x, state)
+        [h], hidden = state, []
+        for i_BG in self.cell.input(x_BLD).unbind(1):
+            h = self.cell(i_BG, h)
             hidden.append(h)
         return torch.stack(hidden, dim=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from degre_prod.encoding.encoder import GROUPS, Layout
+from degre_prod.encoding.store import CANDIDATE_ARRAYS
 
 Batch = Mapping[str, Tensor]
 
@@ -33,6 +34,11 @@ def gather(values_BCD: Tensor, index_BX: Tensor) -> Tensor:
     return values_BCD.gather(1, index)
 
 
+def listed(batch: Batch, lists_BX: Tensor) -> Batch:
+    """The arrays of a batch with its candidates gathered by index."""
+    return {name: gather(a, lists_BX) if name in CANDIDATE_ARRAYS else a for name, a in batch.items()}
+
+
 class FieldEmbedding(nn.Module):
     """Each group's numbers and categories to width D: a linear map plus one embedding per categorical column."""
 
@@ -48,11 +54,25 @@ class FieldEmbedding(nn.Module):
         """Batch arrays `item_num` (B, C, F) … `context_cat` (B, F) → Fields."""
         return Fields(*(self._group(g, batch) for g in GROUPS))
 
+    def item_and_prior(self, batch: Batch, then: nn.Linear) -> Tensor:
+        """then(item_BXD + prior_BXD): a linear map after others is one with them."""
+        groups = ("item", "prior")
+        numbers, categories = zip(*(self._parts(g, batch) for g in groups), strict=True)
+        first = [cast(nn.Linear, self.linear[g]) for g in groups]
+        weight = then.weight @ torch.cat([linear.weight for linear in first], dim=1)
+        bias = F.linear(first[0].bias + first[1].bias, then.weight, then.bias)
+        out = F.linear(torch.cat(numbers, dim=-1), weight, bias)
+        embedded = [e for of_group in categories for e in of_group]
+        return out + F.linear(sum(embedded[1:], embedded[0]), then.weight) if embedded else out
+
     def _group(self, group: str, batch: Batch) -> Tensor:
-        out: Tensor = self.linear[group](batch[f"{group}_num"])
-        for j, table in enumerate(cast(nn.ModuleList, self.tables[group])):
-            out = out + table(batch[f"{group}_cat"][..., j])
-        return out
+        numbers, embedded = self._parts(group, batch)
+        return sum(embedded, cast(Tensor, self.linear[group](numbers)))
+
+    def _parts(self, group: str, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """A group's numbers, and its categories embedded."""
+        tables = cast("Iterable[nn.Module]", self.tables[group])
+        return batch[f"{group}_num"], [table(batch[f"{group}_cat"][..., j]) for j, table in enumerate(tables)]
 
 
 class Token(nn.Module):
@@ -82,12 +102,16 @@ class Token(nn.Module):
         n = len(parts)
         x = torch.stack([part.expand(B, X, D) for part in parts], dim=2).view(B * X, n, D)
         # Queries and keys meet in one matrix, as do values and `out`: each field is then its own key and its own value. What a
-        # query alone adds to its scores, the softmax takes away again; attention weights sum to 1, so biases of values ride on them.
+        # query alone adds to its scores, the softmax takes away again; attention weights sum to 1, so biases of values ride on
+        # them, and as the same for every field they can wait for the pooling.
         (q, k, v), (q_bias, _, v_bias) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         asked = F.linear(x, k.T @ q * D**-0.5, k.T @ q_bias * D**-0.5)
-        seen = torch.bmm(torch.softmax(torch.bmm(asked, x.transpose(1, 2)), dim=-1), x)
-        x = x + F.linear(seen, self.out.weight @ v, self.out.weight @ v_bias + self.out.bias)
+        scores = torch.bmm(asked, x.transpose(1, 2)).permute(2, 0, 1)
+        weights = torch.softmax(scores.contiguous(), dim=0).permute(1, 2, 0)  # of so few, quicker along the first axis
+        seen = torch.bmm(weights, x)
+        x = torch.addmm(x.view(-1, D), seen.view(-1, D), (self.out.weight @ v).T)
         fields_first, product = self.pool1.weight.split((n * D, D), dim=1)
-        pooled = F.linear(x.view(B, X, n * D), fields_first, self.pool1.bias)
+        bias = self.pool1.bias + fields_first @ (self.out.weight @ v_bias + self.out.bias).repeat(n)
+        pooled = F.linear(x.view(B, X, n * D), fields_first, bias)
         e: Tensor = self.pool2(F.gelu(pooled + F.linear(fields.item * fields.user.unsqueeze(1), product)))
         return torch.cat([e, fields.item], dim=-1) if self.keep_item else e

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from degre_prod.encoding.encoder import Layout
 from degre_prod.models.count_head import make_head
-from degre_prod.models.fields import Batch, FieldEmbedding, Fields, Token
+from degre_prod.models.fields import Batch, FieldEmbedding, Fields, Token, listed
 from degre_prod.models.prefix import State, Table, make_prefix_state, pick
 
 
@@ -121,9 +121,8 @@ class Member(nn.Module):
 
     def to_go(self, batch: Batch, lists_BL: Tensor) -> Tensor:
         """G_BL: value still to come after each slot under the logging continuation, in units of Ū; 0 at the last slot L."""
-        fields = self.togo.fields(batch)
-        h = self.togo.sequence(fields.at(lists_BL))
-        G = self._togo_head(h, self._pool(fields, batch).unsqueeze(1))
+        h = self.togo.sequence(self.togo.fields(listed(batch, lists_BL)))
+        G = self._togo_head(h, self.pooled(batch).unsqueeze(1))
         full = torch.arange(1, lists_BL.shape[1] + 1, device=G.device) >= self.spec.layout.list_length
         return G.masked_fill(full, 0.0)
 
@@ -133,7 +132,7 @@ class Member(nn.Module):
         """Everything of a batch that no prefix changes."""
         v, g = self.value.fields(batch), self.togo.fields(batch)
         L = self.spec.layout.list_length
-        return MemberPrepared(self.value.table(v, L), self.togo.table(g, L), self._pool(g, batch))
+        return MemberPrepared(self.value.table(v, L), self.togo.table(g, L), self.pooled(batch))
 
     def start(self, prepared: MemberPrepared) -> MemberBeams:
         """The empty prefix of every request, K = 1."""
@@ -172,10 +171,11 @@ class Member(nn.Module):
             P = self.head.next_counts(logits, P)
         return U
 
-    def _pool(self, fields: Fields, batch: Batch) -> Tensor:
+    def pooled(self, batch: Batch) -> Tensor:
         """Unordered summary of the candidates: the mean of a gated projection, padding left out. (B, D)"""
-        mask = batch["mask"].unsqueeze(-1).to(fields.item.dtype)
-        return (F.gelu(self.pool(fields.item + fields.prior)) * mask).sum(1) / mask.sum(1).clamp(min=1)
+        mask = batch["mask"].unsqueeze(1).to(self.pool.weight.dtype)
+        gated = F.gelu(self.togo.fields.item_and_prior(batch, self.pool))
+        return (mask @ gated).squeeze(1) / mask.sum(-1).clamp(min=1)
 
     def _togo_head(self, h: Tensor, pool: Tensor) -> Tensor:
         return self.togo_out(F.gelu(self.togo_hidden(h) + self.togo_pool(pool))).squeeze(-1)

@@ -106,7 +106,8 @@ class AdditiveState(nn.Module):
 
     def sequence(self, tokens_BLD: Tensor) -> Tensor:
         L = tokens_BLD.shape[1]
-        R, S = (_before(part) for part in self._added(tokens_BLD, self._slots(self.past, L)))
+        before = tokens_BLD.new_ones(L, L).tril(-1)  # sums over the slots before each; cumsum has a slow gradient
+        R, S = (before @ added for added in self._added(tokens_BLD, self._slots(self.past, L)))
         e, x = tokens_BLD.split(self.width, dim=-1)
         pre = self.w1(S) + self.w2(e) + self._slots(self.target, L) + self.w3(S) * self.w4(e)
         return F.gelu(pre + self.w5(R) * self.w6(x) if self.products else pre)
@@ -154,11 +155,6 @@ class AdditiveState(nn.Module):
 
     def _adds(self, table: Table, items_BK: Tensor, t: int) -> Tensor:
         return rows(self._slot(table[0], t), items_BK)
-
-
-def _before(added_BLX: Tensor) -> Tensor:
-    """Sums over the slots before each."""
-    return torch.cat([torch.zeros_like(added_BLX[:, :1]), added_BLX.cumsum(1)[:, :-1]], dim=1)
 
 
 class AttentionState(nn.Module):

@@ -35,7 +35,7 @@ MEMBER_SEEDS: Final = 1000  # between the seeds of two members
 # takes .2 to .7 % off any of them, and off none .2 % more than off the best (five seeds of large substitutes, one of mixed).
 BEHIND: Final = 1.002
 # Of one optimiser step, beside the additive form's, read at n = 50, L = 10. They divide the work and change no result.
-_COST: Final = {"additive": 1.0, "products": 1.15, "attention": 1.7, "value to go": 1.4, "pointwise": 0.9}
+_COST: Final = {"additive": 1.0, "products": 1.25, "attention": 1.65, "value to go": 1.2, "pointwise": 0.8}
 
 
 def train_evaluator(config: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ class ReencodingEvaluator(LookaheadEvaluator):
         """Everything of a batch that no prefix changes."""
         member = self._member
         value, togo = (self._network(network, batch) for network in (member.value, member.togo))
-        return cast(Prepared, _Prepared(value, togo, member._pool(togo.fields, batch)))
+        return cast(Prepared, _Prepared(value, togo, member.pooled(batch)))
 
     def _network(self, network: PrefixNetwork, batch: Batch) -> _Network:
         fields = network.fields(batch)

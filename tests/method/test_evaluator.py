@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from crafted import Crafted, L, N, random_lists
+from torch.nn import functional as F
 
 from degre_prod.models.count_head import CountHead, make_head
 from degre_prod.models.evaluator import LookaheadEvaluator
+from degre_prod.models.fields import listed
 from degre_prod.models.member import Member
 from degre_prod.training.data import TensorBatch, to_batch
 from degre_prod.training.evaluator import count_loss, to_go_loss
@@ -213,6 +215,21 @@ def test_nothing_is_to_come_after_the_last_slot(model: LookaheadEvaluator, batch
     U, score = model.expand(prepared, beams, to_go=True)
     assert score is not None
     assert torch.equal(U, score)
+
+
+@pytest.mark.parametrize("columns", ["item features", "every kind of column"])
+def test_what_is_embedded_early_or_folded_is_what_the_fields_give(tmp_path: Path, columns: str) -> None:
+    """The value to go embeds listed items alone, and a pool of all candidates without their fields."""
+    changes = {} if columns == "item features" else crafted.rich()
+    world = crafted.crafted(tmp_path, counts=(N, 4, N), **changes)
+    member = only(crafted.evaluator(world.encoder))
+    batch = to_batch(world.encoded, np.arange(3))
+    fields, lists = member.togo.fields(batch), torch.tensor([[2, 0, 5], [3, 1, -1], [0, 1, 2]])
+    for early, late in zip(member.togo.fields(listed(batch, lists)), fields.at(lists), strict=True):
+        torch.testing.assert_close(early, late, **CLOSE)
+    gated = F.gelu(member.pool(fields.item + fields.prior))
+    mean = [gated[r, :n].mean(0) for r, n in enumerate((N, 4, N))]
+    torch.testing.assert_close(member.pooled(batch), torch.stack(mean), **CLOSE)
 
 
 @pytest.mark.parametrize("form", ["additive", "products", "attention"])
