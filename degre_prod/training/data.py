@@ -28,9 +28,11 @@ def to_batch(encoded: EncodedSet, requests: np.ndarray, *, only_BX: np.ndarray |
         for name in (*CANDIDATE_ARRAYS, "mask", "prior_rank"):
             batch[name] = torch.from_numpy(arrays[name][requests])
         return batch
-    rows, columns = requests[:, None], np.maximum(only_BX, 0)
+    R, C = arrays["mask"].shape
+    flat_BX = requests[:, None] * C + np.maximum(only_BX, 0)  # `take` is five times as fast as two indices
     for name in (*CANDIDATE_ARRAYS, "prior_rank"):
-        batch[name] = torch.from_numpy(arrays[name][rows, columns])
+        flat = arrays[name].reshape(R * C, *arrays[name].shape[2:])
+        batch[name] = torch.from_numpy(flat.take(flat_BX, axis=0))
     batch["mask"] = torch.from_numpy(only_BX >= 0)
     return batch
 
