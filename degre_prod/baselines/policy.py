@@ -80,14 +80,7 @@ class _Reader:
         x = gather(self._inputs, item_BG).flatten(0, 1)
         if not isinstance(self._decoder, GruDecoder):
             return self._decoder.step(x, state)
-        (h,) = state
-        D = h.shape[-1]
-        (gates_x, new_x), (gates_h, new_h) = (
-            half.split((2 * D, D), dim=-1) for half in (x, self._decoder.cell.hidden(h))
-        )
-        reset, update = torch.sigmoid(gates_x + gates_h).chunk(2, dim=-1)
-        new = torch.tanh(torch.addcmul(new_x, reset, new_h))
-        h = torch.lerp(new, h, update)
+        h = self._decoder.cell(x, *state)
         return h, (h,)
 
 

@@ -43,14 +43,13 @@ class GatedCell(nn.Module):
         self.hidden = nn.Linear(width, 3 * width)
         self.width = width
 
-    def forward(self, i_BG: Tensor, h_BD: Tensor) -> Tensor:
-        """h_BD after reading what `input` makes of x_BD; G = 3 D."""
+    def forward(self, read_BG: Tensor, h_BD: Tensor) -> Tensor:
+        """h_BD after reading x_BD, given as read_BG = `input`(x_BD) with G = 3 D: callers make that of many x at once."""
         D = self.width
-        h = self.hidden(h_BD)
-        reset = torch.sigmoid(i_BG[:, :D] + h[:, :D])
-        update = torch.sigmoid(i_BG[:, D : 2 * D] + h[:, D : 2 * D])
-        new = torch.tanh(i_BG[:, 2 * D :] + reset * h[:, 2 * D :])
-        return new + update * (h_BD - new)
+        (gates_x, new_x), (gates_h, new_h) = (half.split((2 * D, D), dim=-1) for half in (read_BG, self.hidden(h_BD)))
+        reset, update = torch.sigmoid(gates_x + gates_h).chunk(2, dim=-1)
+        new = torch.tanh(torch.addcmul(new_x, reset, new_h))
+        return torch.lerp(new, h_BD, update)
 
 
 class GruDecoder(nn.Module):
@@ -70,8 +69,8 @@ class GruDecoder(nn.Module):
 
     def sequence(self, x_BLD: Tensor, state: State) -> Tensor:
         [h], hidden = state, []
-        for i_BG in self.cell.input(x_BLD).unbind(1):
-            h = self.cell(i_BG, h)
+        for read_BG in self.cell.input(x_BLD).unbind(1):
+            h = self.cell(read_BG, h)
             hidden.append(h)
         return torch.stack(hidden, dim=1)
 

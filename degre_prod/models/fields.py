@@ -35,7 +35,8 @@ def gather(values_BCD: Tensor, index_BX: Tensor) -> Tensor:
 
 
 def listed(batch: Batch, lists_BX: Tensor) -> Batch:
-    """The arrays of a batch with its candidates gathered by index."""
+    """A batch of the candidates at these indices alone: arrays (B, C, …) → (B, X, …), padding (negative) as in `gather`; mask and
+    prior rank stay those of all C."""
     return {name: gather(a, lists_BX) if name in CANDIDATE_ARRAYS else a for name, a in batch.items()}
 
 
@@ -55,7 +56,7 @@ class FieldEmbedding(nn.Module):
         return Fields(*(self._group(g, batch) for g in GROUPS))
 
     def item_and_prior(self, batch: Batch, then: nn.Linear) -> Tensor:
-        """then(item_BXD + prior_BXD): a linear map after others is one with them."""
+        """then(item + prior), (B, C, out), of every candidate; with numbers alone it is one linear map and no field is made."""
         groups = ("item", "prior")
         numbers, categories = zip(*(self._parts(g, batch) for g in groups), strict=True)
         first = [cast(nn.Linear, self.linear[g]) for g in groups]
@@ -103,7 +104,7 @@ class Token(nn.Module):
         x = torch.stack([part.expand(B, X, D) for part in parts], dim=2).view(B * X, n, D)
         # Queries and keys meet in one matrix, as do values and `out`: each field is then its own key and its own value. What a
         # query alone adds to its scores, the softmax takes away again; attention weights sum to 1, so biases of values ride on
-        # them, and as the same for every field they can wait for the pooling.
+        # them; they are the same for every field and join the bias of the pooling.
         (q, k, v), (q_bias, _, v_bias) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
         asked = F.linear(x, k.T @ q * D**-0.5, k.T @ q_bias * D**-0.5)
         scores = torch.bmm(asked, x.transpose(1, 2)).permute(2, 0, 1)

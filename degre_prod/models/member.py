@@ -99,8 +99,8 @@ class Member(nn.Module):
     def logits(self, batch: Batch, lists_BL: Tensor | None = None) -> Tensor:
         """logits_BLOX of the count head for every slot of known lists (index into candidates, -1 padding); without them the
         batch holds the listed items alone, in order."""
-        fields = self.value.fields(batch)
-        out: Tensor = self.head(self.value.sequence(fields if lists_BL is None else fields.at(lists_BL)))
+        fields = self.value.fields(batch if lists_BL is None else listed(batch, lists_BL))
+        out: Tensor = self.head(self.value.sequence(fields))
         return out
 
     def increments(self, batch: Batch, lists_BL: Tensor) -> tuple[Tensor, Tensor]:
