@@ -84,6 +84,11 @@ class MiningConfig(_Section):
     requests: int = Field(3000, ge=1, description="training requests to mine, the newest ones")
     beam_width: int = Field(8, ge=1, description="K, of each of the two beams")
     sweeps: int = Field(2, ge=0, description="of local search over the slots, from the best list of the beams; 0: none")
+    shortlist: int | None = Field(
+        None,
+        ge=1,
+        description="later sweeps try only so many items at a slot, the best there of the first; all when absent",
+    )
     keep: int = Field(4, ge=1, description="lists kept per request")
     replan_width: int = Field(4, ge=1, description="beam width of the re-plan in on-policy rounds")
     beams: Literal["union", "prefix"] = Field(

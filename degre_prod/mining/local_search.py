@@ -22,29 +22,37 @@ def local_search(
     lists_BL: Tensor,
     sweeps: int,
     rules: Rules | None = None,
+    shortlist: int | None = None,
 ) -> Leaves:
     """The list of each request after `sweeps` (at least 1) turns over the slots, front to back: lists_B1L (indices into
     candidates), utility_B1 in units of Ū.
 
     A candidate that stands further back changes places with the item at the slot; one that stands further front is left
     there. Equal values leave a list as it is. With `rules` (of the same requests) only lists that obey them; the given
-    ones must.
+    ones must. With `shortlist` the sweeps after the first try, beside the item at the slot, only the so many candidates that
+    the first found best there.
     """
     B, C = mask_BC.shape
     L = lists_BL.shape[1]
     rows, every = torch.arange(B), torch.arange(C).expand(B, C)
     root = torch.zeros(B, 1, dtype=torch.long)
-    for _ in range(sweeps):
+    shortlists: list[Tensor] = []
+    for sweep in range(sweeps):
         beams = model.start(prepared)
         for t in range(L):
-            variants = with_candidate(lists_BL, every, t)
-            possible = mask_BC.scatter(1, lists_BL[:, :t], False)
+            current = lists_BL[:, t : t + 1]
+            items = every if len(shortlists) < L else torch.cat([current, shortlists[t]], 1)
+            variants = with_candidate(lists_BL, items, t)
+            possible = mask_BC.scatter(1, lists_BL[:, :t], False).gather(1, items)
             if rules is not None:
                 possible &= torch.from_numpy(obeyed(rules, variants.numpy()))
             worth = model.completed(prepared, beams, variants[:, :, t:])
-            _, best, _ = best_children(worth.unsqueeze(1), possible.unsqueeze(1), 1)
-            best, current = best[:, 0], lists_BL[:, t]
-            best = torch.where(worth[rows, best] > worth[rows, current] + TIE, best, current)
+            chosen = shortlist if shortlist and sweep == 0 else 1
+            _, order, _ = best_children(worth.unsqueeze(1), possible.unsqueeze(1), chosen)
+            if shortlist and sweep == 0:
+                shortlists.append(items.gather(1, order))
+            best, stays = order[:, 0], (items == current).long().argmax(1)
+            best = torch.where(worth[rows, best] > worth[rows, stays] + TIE, best, stays)
             lists_BL, utility = variants[rows, best], worth[rows, best]
             beams = model.advance(prepared, beams, root, lists_BL[:, t : t + 1])
     return Leaves(lists_BL.unsqueeze(1), utility.unsqueeze(1))

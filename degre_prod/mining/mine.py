@@ -104,7 +104,7 @@ def mine_requests(
     )
     if settings.sweeps:
         best = torch.from_numpy(keep_best(pool, 1)[0][:, 0])
-        climbed = local_search(model, prepared, batch["mask"], best, settings.sweeps, rules)
+        climbed = local_search(model, prepared, batch["mask"], best, settings.sweeps, rules, settings.shortlist)
         pool = Leaves(torch.cat([pool.lists, climbed.lists], 1), torch.cat([pool.utility, climbed.utility], 1))
     lists, utility = keep_best(pool, settings.keep)
     kept = torch.from_numpy(lists)
@@ -134,14 +134,15 @@ def pooled_leaves(
     beams: BeamForm = "union",
     rules: Rules | None = None,
 ) -> Leaves:
-    """Leaves of the beams, then the greedy list, the upstream order and the logged list where it is full.
+    """Leaves of the beams, then the greedy list (where `width` is more than 1: it is the beam by U), the upstream order and the
+    logged list where it is full.
 
     With `rules` the upstream order is followed as far as they allow, and a logged list that breaks them is no leaf.
     """
     mask = batch["mask"]
     L = model.spec.layout.list_length
     found = plans(model, prepared, mask, beams, width=width, rules=rules)
-    greedy = search(model, prepared, mask, width=1, to_go=False, rules=rules)
+    searched = [found] if width == 1 else [found, search(model, prepared, mask, width=1, to_go=False, rules=rules)]
     upstream = torch.arange(L).expand(len(mask), 1, L)
     if rules is not None:
         upstream = torch.from_numpy(first_lists(rules)).unsqueeze(1)
@@ -151,9 +152,8 @@ def pooled_leaves(
     if rules is not None:
         no_leaf |= ~torch.from_numpy(obeyed(rules, logged_BL.numpy()[:, None])[:, 0])
     worth[:, 1].masked_fill_(no_leaf, float("-inf"))
-    return Leaves(
-        torch.cat([found.lists, greedy.lists, known], 1), torch.cat([found.utility, greedy.utility, worth], 1)
-    )
+    pool = [*searched, Leaves(known, worth)]
+    return Leaves(torch.cat([p.lists for p in pool], 1), torch.cat([p.utility for p in pool], 1))
 
 
 def plans(

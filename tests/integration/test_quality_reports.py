@@ -18,7 +18,7 @@ from degre_prod.config import Settings
 from degre_prod.errors import ConfigurationError, DataError
 from orchestration.bench.quality import make_plan
 from orchestration.bench.quality_ablations import GROUPS
-from orchestration.bench.quality_budget import narrowed
+from orchestration.bench.quality_budget import CHEAPER, narrowed
 from orchestration.bench.quality_results import END, START
 from orchestration.bench.quality_steps import SeedRun
 from orchestration.bench.quality_tune import DEGRE_TRIALS
@@ -205,7 +205,7 @@ def test_fewer_calls_buy_narrower_beams_for_more_requests(place: Path) -> None:
     assert (run.mining(1.0), run.learning(1.0)) == (usual, run.settings.generator)
     for share, all_of_them in ((0.1, False), (0.9, True)):
         mining = run.mining(share)
-        assert mining == usual.model_copy(update={"beam_width": 1, "requests": mining.requests})
+        assert mining == usual.model_copy(update=CHEAPER | {"requests": mining.requests})
         assert mining.requests > 40 * share
         assert (mining.requests == 40) is all_of_them
         assert run.spent(share) <= share * run.mining_calls

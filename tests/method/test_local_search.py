@@ -69,29 +69,35 @@ def test_a_candidate_changes_places_with_what_stands_there() -> None:
     assert got.tolist() == [[[3, 0, 4], [3, 1, 4], [1, 3, 4], [3, 4, 1]]]
 
 
-def by_hand(model: LookaheadEvaluator, batch: TensorBatch, b: int, order: list[int], sweeps: int) -> list[int]:
+def by_hand(
+    model: LookaheadEvaluator, batch: TensorBatch, b: int, order: list[int], sweeps: int, shortlist: int = N
+) -> list[int]:
     one = {name: value[b : b + 1] for name, value in batch.items()}
     there = [c for c in range(N) if bool(batch["mask"][b, c])]
-    for t in list(range(L)) * sweeps:
+    shortlists: list[list[int]] = []
+    for sweep, t in product(range(sweeps), range(L)):
         tried = []
-        for c in there:
+        for c in there if sweep == 0 else {order[t], *shortlists[t]}:
             if c not in order[:t]:
                 variant = [order[t] if x == c else x for x in order]
                 variant[t] = c
-                tried.append((float(worth_of(model, one, torch.tensor([variant]))), variant))
-        order = max(tried, key=lambda pair: pair[0])[1]
+                tried.append((float(worth_of(model, one, torch.tensor([variant]))), c, variant))
+        tried.sort(reverse=True)
+        if sweep == 0:
+            shortlists.append([c for _, c, _ in tried[:shortlist]])
+        order = tried[0][2]
     return order
 
 
-@pytest.mark.parametrize("sweeps", [1, 3])
+@pytest.mark.parametrize(("sweeps", "shortlist"), [(1, None), (3, None), (3, 2)])
 def test_every_slot_takes_the_item_that_makes_the_list_worth_most(
-    model: LookaheadEvaluator, batch: TensorBatch, sweeps: int
+    model: LookaheadEvaluator, batch: TensorBatch, sweeps: int, shortlist: int | None
 ) -> None:
     lists = random_lists(batch)
-    got = local_search(model, model.prepare(batch), batch["mask"], lists, sweeps)
+    got = local_search(model, model.prepare(batch), batch["mask"], lists, sweeps, shortlist=shortlist)
     torch.testing.assert_close(got.utility[:, 0], worth_of(model, batch, got.lists[:, 0]), rtol=1e-4, atol=1e-5)
     for b in range(len(lists)):
-        assert got.lists[b, 0].tolist() == by_hand(model, batch, b, lists[b].tolist(), sweeps)
+        assert got.lists[b, 0].tolist() == by_hand(model, batch, b, lists[b].tolist(), sweeps, shortlist or N)
 
 
 def test_equal_lists_are_left_alone_and_the_rules_are_kept(world: Crafted, batch: TensorBatch) -> None:
@@ -116,13 +122,15 @@ def test_mining_climbs_from_its_best_list_and_counts_what_it_asks(world: Crafted
     model = crafted.evaluator(world.encoder, "products")
     full = np.flatnonzero(world.encoded.arrays["mask"].sum(1) == N)
     found, prices = {}, {}
-    for sweeps in (0, 2):
+    for sweeps, shortlist in ((0, None), (2, None), (2, 2)):
         calls = Calls()
-        settings = MiningConfig(beam_width=1, beams="prefix", keep=2, sweeps=sweeps)
-        found[sweeps] = mine_requests(CountingEvaluator(model, calls), world.encoded, full, settings)
-        prices[sweeps] = calls.count
-    beam, climbed = found[0], found[2]
-    assert (climbed["utility"][:, 0] >= beam["utility"][:, 0] - 1e-6).all()
-    assert (climbed["utility"][:, 0] > beam["utility"][:, 0] + 1e-3).any()
-    per_sweep = sum(N * (L - t) + 1 for t in range(L))
-    assert prices[2] - prices[0] == len(full) * 2 * per_sweep
+        settings = MiningConfig(beam_width=1, beams="prefix", keep=2, sweeps=sweeps, shortlist=shortlist)
+        found[sweeps, shortlist] = mine_requests(CountingEvaluator(model, calls), world.encoded, full, settings)
+        prices[sweeps, shortlist] = calls.count
+    beam = found.pop((0, None))
+    for climbed in found.values():
+        assert (climbed["utility"][:, 0] >= beam["utility"][:, 0] - 1e-6).all()
+        assert (climbed["utility"][:, 0] > beam["utility"][:, 0] + 1e-3).any()
+    every, few = (sum(tried * (L - t) + 1 for t in range(L)) for tried in (N, 3))
+    assert prices[2, None] - prices[0, None] == len(full) * 2 * every
+    assert prices[2, 2] - prices[0, None] == len(full) * (every + few)

@@ -15,8 +15,16 @@ from crafted import Crafted, L, N
 from degre_prod.config import MiningConfig
 from degre_prod.errors import TrainingError
 from degre_prod.mining import mine as mining
-from degre_prod.mining.beam import Leaves
-from degre_prod.mining.mine import best_leaf_through, keep_best, minable_requests, mine, mine_requests
+from degre_prod.mining.beam import Leaves, search
+from degre_prod.mining.mine import (
+    BeamForm,
+    best_leaf_through,
+    keep_best,
+    minable_requests,
+    mine,
+    mine_requests,
+    pooled_leaves,
+)
 from degre_prod.mining.replan import replan
 from degre_prod.models.evaluator import LookaheadEvaluator
 from degre_prod.training.data import logged_lists, to_batch
@@ -72,6 +80,19 @@ def on_disk(tmp_path: Path) -> Path:
     (tmp_path / "world" / "evaluator").mkdir()
     save_module(model, model.spec, tmp_path / "world" / "evaluator", "evaluator")
     return tmp_path / "world"
+
+
+@pytest.mark.parametrize(("beams", "width", "leaves"), [("prefix", 1, 3), ("union", 1, 4), ("union", 2, 7)])
+def test_the_greedy_list_is_in_the_pool_and_searched_for_once(
+    world: Crafted, model: LookaheadEvaluator, full: np.ndarray, beams: BeamForm, width: int, leaves: int
+) -> None:
+    batch = to_batch(world.encoded, full)
+    prepared = model.prepare(batch)
+    logged, _, _ = logged_lists(world.encoded, full, L, None)
+    pool = pooled_leaves(model, prepared, batch, torch.from_numpy(logged), width, beams)
+    greedy = search(model, prepared, batch["mask"], width=1, to_go=False).lists
+    assert pool.lists.shape[1] == leaves
+    assert (pool.lists == greedy).all(2).any(1).all()
 
 
 def test_two_workers_leave_what_one_leaves(on_disk: Path, tmp_path: Path) -> None:
