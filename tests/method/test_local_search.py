@@ -100,21 +100,24 @@ def test_every_slot_takes_the_item_that_makes_the_list_worth_most(
         assert got.lists[b, 0].tolist() == by_hand(model, batch, b, lists[b].tolist(), sweeps, shortlist or N)
 
 
-def test_equal_lists_are_left_alone_and_the_rules_are_kept(world: Crafted, batch: TensorBatch) -> None:
+@pytest.mark.parametrize("shortlist", [None, 3])
+def test_equal_lists_are_left_alone_and_the_rules_are_kept(
+    world: Crafted, batch: TensorBatch, shortlist: int | None
+) -> None:
     model = crafted.evaluator(world.encoder, "additive")
     free = unconstrained(batch["mask"].numpy(), L)
     rules = replace(free, gap_slots=2, gap_group_BC=np.tile(np.arange(N) % 2, (len(batch["mask"]), 1)))
     able = np.flatnonzero((first_lists(rules) >= 0).all(1))
     some = {name: value[able] for name, value in batch.items()}
     start = torch.from_numpy(first_lists(rules.of(able)))
-    bound = local_search(model, model.prepare(some), some["mask"], start, 2, rules.of(able))
-    unbound = local_search(model, model.prepare(some), some["mask"], start, 2)
+    bound = local_search(model, model.prepare(some), some["mask"], start, 2, rules.of(able), shortlist)
+    unbound = local_search(model, model.prepare(some), some["mask"], start, 2, None, shortlist)
     assert obeyed(rules.of(able), bound.lists.numpy()).all()
     assert not obeyed(rules.of(able), unbound.lists.numpy()).all()
     assert (bound.utility[:, 0] >= worth_of(model, some, start) - 1e-5).all()
     for parameter in model.parameters():
         parameter.zero_()
-    same = local_search(model, model.prepare(some), some["mask"], start, 2)
+    same = local_search(model, model.prepare(some), some["mask"], start, 2, None, shortlist)
     assert torch.equal(same.lists[:, 0], start)
 
 
