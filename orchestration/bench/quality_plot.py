@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +19,57 @@ _FREE = {"evaluator_calls": 1, "train_seconds": 0.1}  # a method that pays less 
 
 
 def draw_curves(document: dict[str, Any], out: Path) -> None:
-    """Write `out`.svg and `out`.png: the document's curves, teachers left out, best method first in the legend."""
+    """Write `out`.svg and `out`.png: the document's curves, the last point with its 95 % interval, teachers left out, best method
+    first in the legend."""
     methods = document["methods"]
     names = [name for name in document["curves"] if not methods[name]["teacher"]]
     names.sort(key=lambda name: -methods[name]["mean"])
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 4.6), layout="constrained")
-        by_calls, by_seconds = figure.subplots(1, 2, sharey=True)
-        for index, name in enumerate(names):
-            look = (
-                {"color": "black", "lw": 2.2, "marker": "o"}
-                if name == "degre"
-                else {"color": f"C{index % 10}", "lw": 1.3, "marker": "os^"[index // 10 % 3]}
-            )
-            points = document["curves"][name]
-            _draw(by_calls, points, "evaluator_calls", look)
-            _draw(by_seconds, points, "train_seconds", {**look, "label": name})
-        for side, title in (
-            (by_calls, "evaluator calls while learning"),
-            (by_seconds, "seconds of learning, one thread"),
-        ):
-            side.set(xscale="log", xlabel=title)
-            side.grid(color="#e2e8f0")
-            side.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            side.xaxis.set_major_formatter(EngFormatter(sep=""))
-            side.xaxis.set_minor_formatter(NullFormatter())
-        by_calls.set_ylabel("true value over reference")
+        figure = Figure(figsize=(10, 5.2), layout="constrained")
+        shown = [p["mean"] for name in names for p in document["curves"][name]]
+        levels = bands(shown + [end for name in names for end in methods[name]["interval"]])
+        heights = [2.5] * (len(levels) - 1) + [1]
+        rows = figure.subplots(len(levels), 2, sharex="col", sharey="row", squeeze=False, height_ratios=heights)
+        for (by_calls, by_seconds), level in zip(rows, levels, strict=True):
+            for index, name in enumerate(names):
+                look = (
+                    {"color": "black", "lw": 2.2, "marker": "o"}
+                    if name == "degre"
+                    else {"color": f"C{index % 10}", "lw": 1.3, "marker": "os^"[index // 10 % 3]}
+                )
+                of = document["curves"][name], methods[name]["interval"]
+                _draw(by_calls, *of, "evaluator_calls", look)
+                _draw(by_seconds, *of, "train_seconds", {**look, "label": name})
+            for side in (by_calls, by_seconds):
+                side.set(xscale="log", ylim=level)
+                side.grid(color="#e2e8f0")
+                side.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                side.xaxis.set_major_formatter(EngFormatter(sep=""))
+                side.xaxis.set_minor_formatter(NullFormatter())
+        rows[-1][0].set_xlabel("evaluator calls while learning")
+        rows[-1][1].set_xlabel("seconds of learning, one thread")
+        figure.supylabel("true value over reference", fontsize=10)
         count = len(document["seeds"])
         figure.suptitle(f"{document['size']} {document['world']}, {count} seed{'s' if count > 1 else ''}")
-        figure.legend(loc="outside right center", frameon=False)
+        figure.legend(*rows[0][1].get_legend_handles_labels(), loc="outside right center", frameon=False)
         _save(figure, out)
 
 
-def _draw(axes: Axes, points: list[dict[str, float]], price: str, look: dict[str, Any]) -> None:
+def bands(values: Sequence[float]) -> list[tuple[float, float]]:
+    """The ranges of a vertical axis, upper one first: two where more than half of it would be empty between two values, so that
+    methods close to each other can be told apart."""
+    ordered = sorted(values)
+    gap, cut = max((high - low, i) for i, (low, high) in enumerate(pairwise(ordered), 1))
+    parts = [ordered[cut:], ordered[:cut]] if 2 * gap > ordered[-1] - ordered[0] else [ordered]
+    return [(part[0] - (pad := 0.1 * (part[-1] - part[0]) + 0.002), part[-1] + pad) for part in parts]
+
+
+def _draw(axes: Axes, points: list[dict[str, float]], interval: list[float], price: str, look: dict[str, Any]) -> None:
     if points[-1][price] < _FREE[price]:
         axes.axhline(points[-1]["mean"], ls=":", **{**look, "marker": None})
     else:
         axes.plot([p[price] for p in points], [p["mean"] for p in points], ms=4, **look)
+        axes.plot([points[-1][price]] * 2, interval, color=look["color"], lw=0.8, marker="_", alpha=0.6)
 
 
 def draw_worlds(documents: Sequence[dict[str, Any]], out: Path) -> None:
