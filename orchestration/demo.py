@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,12 +53,15 @@ def demo(out: Path, settings: Settings, *, data: Path | None, world: str, size: 
         dataset = prepare_data(out, data, world=world, size=size, seed=seed)
         run = create_run(out, dataset, settings)
         validation = validated(run)
-    with clock.stage("features"):
-        stages.build_training_rows(run)
-    with clock.stage("encoding"):
-        stages.encode(run)
-    with stages.ray_cluster(run):
-        clock.told(stages.learn(run))
+    with ExitStack() as stack:
+        with clock.stage("cluster"):
+            stack.enter_context(stages.ray_cluster(run))
+            launch = stack.enter_context(stages.group_ahead(run))
+        with clock.stage("features"):
+            stages.build_training_rows(run)
+        with clock.stage("encoding"):
+            stages.encode(run)
+        clock.told(stages.learn(run, launch))
         with clock.stage("bundle"):
             stages.build_bundle(run)
         with clock.stage("evaluation"):

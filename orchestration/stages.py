@@ -6,13 +6,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from degre_prod.artefact import digest, file_digest, finished, made_from, publish, workplace
 from degre_prod.errors import MismatchError
 from degre_prod.schema import load_schema
 from orchestration.run import Run
+
+if TYPE_CHECKING:
+    from degre_prod.training.launch import Launch
 
 _FORMAT = 3  # part of every hash: raise it when the same inputs give other outputs
 WARMUP_REQUESTS = 32
@@ -37,12 +41,25 @@ def encode(run: Run) -> None:
     publish(run.encoded, key)
 
 
-def learn(run: Run) -> dict[str, float]:
-    """Evaluator, mining and generator, all from nothing, in one launch of the worker group; seconds of each by name, 0 for what
-    was there. Raises TrainingError when a worker fails for good; what was made by then stays."""
+@contextmanager
+def group_ahead(run: Run) -> Iterator[Launch | None]:
+    """The worker group, which starts while the block makes what it will learn from: for `learn`. None where the run has a
+    generator: there may be nothing to learn."""
+    from degre_prod.training.launch import started_group
+
+    if run.generator.is_dir():
+        yield None
+        return
+    with started_group(run.folder, run.settings.scaling) as launch:
+        yield launch
+
+
+def learn(run: Run, launch: Launch | None = None) -> dict[str, float]:
+    """Evaluator, mining and generator, all from nothing, in one launch of the worker group, or in one that was started before;
+    seconds of each by name, 0 for what was there. Raises TrainingError when a worker fails for good; what was made by then stays."""
     evaluator = _evaluator(run)
     mined = _mining(run, evaluator.key)
-    seconds = _make(run, [evaluator, mined, _generator(run, mined.key)])
+    seconds = _make(run, [evaluator, mined, _generator(run, mined.key)], launch)
     _tell_infeasible(run)
     return seconds
 
@@ -167,9 +184,9 @@ def _generator(run: Run, mined_key: str, warm_start: Path | None = None) -> _Par
     return _Part("generator", task, config, run.generator, digest("generator", _FORMAT, *known))
 
 
-def _make(run: Run, parts: Sequence[_Part]) -> dict[str, float]:
+def _make(run: Run, parts: Sequence[_Part], launch: Launch | None = None) -> dict[str, float]:
     """Make what is not there yet, in one launch; seconds by label, 0 for what was there."""
-    from degre_prod.training.group import Job, run_jobs
+    from degre_prod.training.launch import Job, run_jobs
 
     left = [part for part in parts if not finished(part.out, part.key)]
     jobs = []
@@ -179,7 +196,8 @@ def _make(run: Run, parts: Sequence[_Part]) -> dict[str, float]:
         jobs.append(
             Job(part.label, part.task, {**config, "folder": str(place)}, place, (part.out.absolute(), part.key))
         )
-    seconds = run_jobs(jobs, scaling=run.settings.scaling) if jobs else {}
+    launch = launch or partial(run_jobs, scaling=run.settings.scaling)
+    seconds = launch(jobs) if jobs else {}
     for part in left:
         print(f"{part.label}: {part.out}", file=sys.stderr)
     return {part.label: 0.0 for part in parts} | seconds

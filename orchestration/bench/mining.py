@@ -36,7 +36,8 @@ from degre_prod.models.evaluator import LookaheadEvaluator
 from degre_prod.schema import load_schema
 from degre_prod.training.data import to_batch
 from degre_prod.training.evaluator import evaluator_spec
-from degre_prod.training.group import current_worker, run_group
+from degre_prod.training.group import current_worker
+from degre_prod.training.launch import run_group
 from degre_prod.training.memory import keep_freed_memory
 from degre_prod.training.modules import save_module
 from degre_prod.worlds.simulate import simulate

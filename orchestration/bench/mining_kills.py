@@ -26,7 +26,8 @@ from degre_prod.artefact import file_digest, write_text
 from degre_prod.config import MiningConfig, RayConfig, ScalingConfig
 from degre_prod.errors import TrainingError
 from degre_prod.mining.mine import mine
-from degre_prod.training.group import current_worker, run_group
+from degre_prod.training.group import current_worker
+from degre_prod.training.launch import run_group
 from orchestration.bench.mining import make_bed
 from serving.cluster import ray_cluster
 

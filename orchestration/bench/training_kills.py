@@ -14,7 +14,8 @@ import numpy as np
 
 from degre_prod.artefact import file_digest, write_text
 from degre_prod.config import EvaluatorConfig, RayConfig, ScalingConfig
-from degre_prod.training.group import current_worker, run_group
+from degre_prod.training.group import current_worker
+from degre_prod.training.launch import run_group
 from orchestration.bench.mining import make_bed
 from serving.cluster import ray_cluster
 

@@ -29,8 +29,8 @@ def train_judge_step(encoded: Path, training_set: Path, out: Path, settings: Set
 
     from degre_prod.artefact import digest, finished, made_from, publish, workplace, write_json
     from degre_prod.encoding.store import load_encoded
-    from degre_prod.training.group import run_group
     from degre_prod.training.judge import train_judge
+    from degre_prod.training.launch import run_group
 
     own = settings.judge.model_copy(update={"seed": settings.judge.seed + SEEDS}).model_dump()
     key = digest("retrain judge", _FORMAT, made_from(encoded), made_from(training_set), own)

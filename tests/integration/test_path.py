@@ -20,8 +20,9 @@ from degre_prod.config import EvaluatorConfig, GeneratorConfig, MiningConfig, Sc
 from degre_prod.encoding.splits import split_rows
 from degre_prod.errors import MismatchError, TrainingError
 from degre_prod.schema import load_schema
-from degre_prod.training import generator, group
-from degre_prod.training.group import Job, run_group, run_jobs
+from degre_prod.training import generator, launch
+from degre_prod.training.group import current_worker
+from degre_prod.training.launch import Job, run_group, run_jobs
 from degre_prod.worlds.simulate import simulate
 from orchestration import stages
 from orchestration.evaluate import evaluate
@@ -42,7 +43,7 @@ def settings(workers: int) -> Settings:
 
 def dies_once(config: dict[str, Any]) -> None:
     """The generator's task, but the second worker is killed in its second epoch the first time."""
-    worker = group.current_worker()
+    worker = current_worker()
     marker = Path(config["marker"])
     if worker.rank == 1 and not marker.exists():
         from degre_prod.training import loop
@@ -93,11 +94,11 @@ def test_two_ray_workers_take_the_same_path_and_survive_a_crash(
     marker, launches = tmp_path / "died", []
     monkeypatch.setattr(generator, "train_generator", dies_once)
 
-    def launch(jobs: Sequence[Job], **rest: Any) -> dict[str, float]:
+    def launched(jobs: Sequence[Job], **rest: Any) -> dict[str, float]:
         launches.append([job.label for job in jobs])
         return run_jobs([replace(job, config=job.config | {"marker": str(marker)}) for job in jobs], **rest)
 
-    monkeypatch.setattr(group, "run_jobs", launch)
+    monkeypatch.setattr(launch, "run_jobs", launched)
     with stages.ray_cluster(run):
         with sent_by_value(__name__):
             seconds = stages.learn(run)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,8 @@ from helpers import sent_by_value
 
 from degre_prod.config import EvaluatorConfig, ScalingConfig
 from degre_prod.errors import TrainingError
-from degre_prod.training.group import current_worker, run_group
+from degre_prod.training.group import current_worker
+from degre_prod.training.launch import Job, run_group, started_group
 from degre_prod.training.loop import EpochRecord
 
 SIZES = {"width": 8, "epochs": 3, "attention_epochs": 2, "min_steps": 1, "batch_size": 16, "togo_steps": 12}
@@ -122,3 +125,42 @@ def test_workers_are_placed_as_configured_and_other_failures_are_not_launched_ag
     with pytest.raises(TrainingError, match="a reason"):
         run_group(train, {}, folder=tmp_path / "work", scaling=scaling, label="placed")
     assert strategies == [placement.upper()]
+
+
+def copy(config: dict[str, Any]) -> None:
+    Path(config["folder"], f"copy-{current_worker().rank}").write_text(Path(config["original"]).read_text())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_group_that_started_ahead_works_on_what_is_made_meanwhile(workers: int, tmp_path: Path) -> None:
+    scaling = ScalingConfig(num_workers=workers, cpus_per_worker=0.5)
+    config = {"original": str(tmp_path / "made"), "folder": str(tmp_path / "work")}
+    with sent_by_value(__name__), started_group(tmp_path, scaling) as launch:
+        (tmp_path / "made").write_text("meanwhile")
+        seconds = launch([Job("copy", copy, config, tmp_path / "work")])
+    assert list(seconds) == ["copy"]
+    assert [file.read_text() for file in (tmp_path / "work").iterdir()] == ["meanwhile"] * max(workers, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "work"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_group_without_work_goes_home(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.torch import TorchTrainer
+
+    home = threading.Event()
+
+    def fit(trainer: TorchTrainer) -> None:
+        trainer.train_loop_per_worker(trainer.train_loop_config)
+        home.set()
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    with (
+        pytest.raises(ValueError, match="nothing made") if fails else nullcontext(),
+        started_group(tmp_path, ScalingConfig()),
+    ):
+        assert not home.is_set()
+        if fails:
+            raise ValueError("nothing made")
+    assert home.wait(20 if fails else 0)
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 
 from degre_prod.artefact import workplace
 from degre_prod.config import ScalingConfig
-from degre_prod.training.group import Job, _in_order, run_jobs
+from degre_prod.training.launch import Job, _in_order, run_jobs
 
 HERE = ScalingConfig(num_workers=0)
 
@@ -48,7 +48,7 @@ def test_after_a_failure_what_was_published_stays(tmp_path: Path) -> None:
 
 def test_a_group_that_starts_again_leaves_out_what_is_done(tmp_path: Path) -> None:
     jobs = [job(tmp_path, "a"), job(tmp_path, "b", after=str(tmp_path / "a"))]
-    _in_order({"jobs": jobs[:1]})
+    _in_order(jobs[:1])
     (tmp_path / "a" / "text").write_text("kept, ")
-    _in_order({"jobs": jobs})
+    _in_order(jobs)
     assert (tmp_path / "b" / "text").read_text() == "kept, b"

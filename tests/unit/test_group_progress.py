@@ -12,7 +12,9 @@ from crafted import N
 
 from degre_prod.config import MiningConfig, ScalingConfig
 from degre_prod.mining import mine as mining
-from degre_prod.training.group import Worker, _reports, _told, run_group
+from degre_prod.training.group import Worker
+from degre_prod.training.job_progress import _reports, _told
+from degre_prod.training.launch import run_group
 from degre_prod.training.modules import save_module
 
 
