@@ -57,10 +57,10 @@ class CountingEvaluator(LookaheadEvaluator):
         self._note(item_BK.numel())
         return super().advance(prepared, beams, parent_BK, item_BK)
 
-    def completed(self, prepared: Prepared, beams: Beams, rests_BKX: Tensor) -> Tensor:
+    def completed(self, prepared: Prepared, beams: Beams, rest_BX: Tensor, items_BK: Tensor) -> Tensor:
         """As the evaluator's own; B · K · X calls a member."""
-        self._note(rests_BKX.numel())
-        return super().completed(prepared, beams, rests_BKX)
+        self._note(items_BK.numel() * rest_BX.shape[1])
+        return super().completed(prepared, beams, rest_BX, items_BK)
 
     def _note(self, values: int) -> None:
         self._calls.add(values * self.spec.members)

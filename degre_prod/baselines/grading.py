@@ -73,6 +73,6 @@ def _utility(member: Member, known: Known, lists_BGL: Tensor) -> Tensor:
     P = member.head.start(logits, B * G, 1)[:, 0]
     total = logits.new_zeros(B * G)
     for t in range(L):
-        total = total + member.head.increments(logits[:, t], P) @ member.weights_OL[:, t]
-        P = member.head.next_counts(logits[:, t], P)
+        m, P = member.head.advance(logits[:, t], P)
+        total = total + m @ member.weights_OL[:, t]
     return total.view(B, G)

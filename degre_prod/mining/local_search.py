@@ -13,6 +13,7 @@ from degre_prod.constraints.mask import obeyed
 from degre_prod.constraints.rules import Rules
 from degre_prod.mining.beam import TIE, Leaves, best_children
 from degre_prod.models.evaluator import LookaheadEvaluator, Prepared
+from degre_prod.models.prefix import exchanged
 
 
 def local_search(
@@ -41,26 +42,19 @@ def local_search(
         beams = model.start(prepared)
         for t in range(L):
             current = lists_BL[:, t : t + 1]
-            items = every if len(shortlists) < L else torch.cat([current, shortlists[t]], 1)
-            variants = with_candidate(lists_BL, items, t)
+            items = every if sweep == 0 or shortlist is None else torch.cat([current, shortlists[t]], 1)
+            rests = exchanged(lists_BL[:, t:], items)
+            variants = torch.cat([lists_BL[:, :t].unsqueeze(1).expand(-1, items.shape[1], -1), rests], 2)
             possible = mask_BC.scatter(1, lists_BL[:, :t], False).gather(1, items)
             if rules is not None:
                 possible &= torch.from_numpy(obeyed(rules, variants.numpy()))
-            worth = model.completed(prepared, beams, variants[:, :, t:])
-            chosen = shortlist if shortlist and sweep == 0 else 1
-            _, order, _ = best_children(worth.unsqueeze(1), possible.unsqueeze(1), chosen)
-            if shortlist and sweep == 0:
-                shortlists.append(items.gather(1, order))
+            worth = model.completed(prepared, beams, lists_BL[:, t:], items)
+            width = shortlist if shortlist and sweep == 0 else 1
+            _, order, _ = best_children(worth.unsqueeze(1), possible.unsqueeze(1), width)
+            if sweep == 0:
+                shortlists.append(order)
             best, stays = order[:, 0], (items == current).long().argmax(1)
             best = torch.where(worth[rows, best] > worth[rows, stays] + TIE, best, stays)
             lists_BL, utility = variants[rows, best], worth[rows, best]
             beams = model.advance(prepared, beams, root, lists_BL[:, t : t + 1])
     return Leaves(lists_BL.unsqueeze(1), utility.unsqueeze(1))
-
-
-def with_candidate(lists_BL: Tensor, items_BK: Tensor, t: int) -> Tensor:
-    """variants_BKL: each list with each of the items at slot t, and where that item stood the one that stood at t."""
-    variants = lists_BL.unsqueeze(1).expand(-1, items_BK.shape[1], -1)
-    variants = torch.where(variants == items_BK.unsqueeze(-1), lists_BL[:, t, None, None], variants)
-    variants[:, :, t] = items_BK
-    return variants

@@ -30,6 +30,7 @@ class CountHead(nn.Module, ABC):
         self.outputs = outputs
         self.linear = nn.Linear(width, outputs * len(at_most_one))
         self.register_buffer("at_most_one", torch.tensor(at_most_one))
+        self.any_at_most_one = any(at_most_one)
 
     def forward(self, h: Tensor) -> Tensor:
         """logits (…, O, X)."""
@@ -45,8 +46,8 @@ class CountHead(nn.Module, ABC):
         """m_t (…, O) from logits_…OX of slot t and P_{t−1} (…, O, t); leading axes broadcast."""
 
     @abstractmethod
-    def next_counts(self, logits: Tensor, P: Tensor) -> Tensor:
-        """P_t (…, O, t+1) from the same."""
+    def advance(self, logits: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
+        """The same m_t, and P_t (…, O, t+1)."""
 
     @abstractmethod
     def loss(self, logits_BLOX: Tensor, feedback_BOL: Tensor, carries_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +67,7 @@ class MarkovHead(CountHead):
         """r for k = 0 … counts−1: (…, O, counts)."""
         k = torch.arange(counts, device=logits.device)
         r = torch.sigmoid(self._at(logits.unsqueeze(-2), k.to(logits.dtype)))
-        if counts == 1:
+        if counts == 1 or not self.any_at_most_one:
             return r
         return r.masked_fill(self.at_most_one.unsqueeze(-1) & (k > 0), 0.0)
 
@@ -74,10 +75,10 @@ class MarkovHead(CountHead):
         """See `CountHead`."""
         return (P * self.rates(logits, P.shape[-1])).sum(-1)
 
-    def next_counts(self, logits: Tensor, P: Tensor) -> Tensor:
+    def advance(self, logits: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
         """See `CountHead`."""
-        r = self.rates(logits, P.shape[-1])
-        return F.pad(P * (1 - r), (0, 1)) + F.pad(P * r, (1, 0))
+        earned = P * self.rates(logits, P.shape[-1])
+        return earned.sum(-1), F.pad(P - earned, (0, 1)) + F.pad(earned, (1, 0))
 
     def loss(self, logits_BLOX: Tensor, feedback_BOL: Tensor, carries_BL: Tensor) -> tuple[Tensor, Tensor]:
         """See `CountHead`."""
@@ -117,10 +118,10 @@ class ContinuationHead(CountHead):
         before = (P * torch.arange(t, device=P.device)).sum(-1)
         return self._tail(logits, t).sum(-1) - before
 
-    def next_counts(self, logits: Tensor, P: Tensor) -> Tensor:
-        """See `CountHead`; P says how many slots were before, nothing more."""
+    def advance(self, logits: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
+        """See `CountHead`."""
         tail = self._tail(logits, P.shape[-1])
-        return F.pad(tail, (1, 0), value=1.0) - F.pad(tail, (0, 1))
+        return self.increments(logits, P), F.pad(tail, (1, 0), value=1.0) - F.pad(tail, (0, 1))
 
     def loss(self, logits_BLOX: Tensor, feedback_BOL: Tensor, carries_BL: Tensor) -> tuple[Tensor, Tensor]:
         """See `CountHead`."""

@@ -82,11 +82,11 @@ class LookaheadEvaluator(nn.Module):
         )
         return Beams(members, self._agreed([m.utility for m in members]), beams.length + 1)
 
-    def completed(self, prepared: Prepared, beams: Beams, rests_BKX: Tensor) -> Tensor:
-        """U_BK, in units of Ū, of full lists: the one prefix of each request that `beams` hold, then each of its rests (indices into
-        candidates)."""
+    def completed(self, prepared: Prepared, beams: Beams, rest_BX: Tensor, items_BK: Tensor) -> Tensor:
+        """U_BK, in units of Ū, of full lists: the one prefix of each request that `beams` hold, then its rest (indices into
+        candidates) with each of the items in the first place, and where that item stood the one that stood first."""
         members = zip(self.each(), prepared.members, beams.members, strict=True)
-        return self._agreed([member.completed(p, b, rests_BKX) for member, p, b in members])
+        return self._agreed([member.completed(p, b, rest_BX, items_BK) for member, p, b in members])
 
     def _agreed(self, values: Sequence[Tensor]) -> Tensor:
         return values[0] if len(values) == 1 else agreed(torch.stack(list(values)), self.pessimism)

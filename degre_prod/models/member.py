@@ -110,8 +110,8 @@ class Member(nn.Module):
         P = self.head.start(logits, B, 1)[:, 0]
         steps = []
         for t in range(L):
-            steps.append(self.head.increments(logits[:, t], P))
-            P = self.head.next_counts(logits[:, t], P)
+            m, P = self.head.advance(logits[:, t], P)
+            steps.append(m)
         return torch.stack(steps, dim=1), P
 
     def utilities(self, batch: Batch, lists_BL: Tensor) -> Tensor:
@@ -158,17 +158,18 @@ class Member(nn.Module):
         t = beams.length
         h, value_state = self.value.state.advance(beams.value_state, prepared.value, parent_BK, item_BK, t)
         _, togo_state = self.togo.state.advance(beams.togo_state, prepared.togo, parent_BK, item_BK, t)
-        logits, P = self.head(h), pick(beams.counts, parent_BK)
-        utility = pick(beams.utility, parent_BK) + self.head.increments(logits, P) @ self.weights_OL[:, t]
-        return MemberBeams(value_state, togo_state, self.head.next_counts(logits, P), utility, t + 1)
+        m, counts = self.head.advance(self.head(h), pick(beams.counts, parent_BK))
+        utility = pick(beams.utility, parent_BK) + m @ self.weights_OL[:, t]
+        return MemberBeams(value_state, togo_state, counts, utility, t + 1)
 
-    def completed(self, prepared: MemberPrepared, beams: MemberBeams, rests_BKX: Tensor) -> Tensor:
-        """U_BK, in units of Ū, of full lists: the one prefix of each request, then each of its rests (indices into candidates)."""
+    def completed(self, prepared: MemberPrepared, beams: MemberBeams, rest_BX: Tensor, items_BK: Tensor) -> Tensor:
+        """U_BK, in units of Ū, of full lists: the one prefix of each request, then its rest (indices into candidates) with each of
+        the items in the first place, and where that item stood the one that stood first."""
         P, U = beams.counts, beams.utility
-        for x, h in enumerate(self.value.state.along(beams.value_state, prepared.value, rests_BKX, beams.length)):
-            logits = self.head(h)
-            U = U + self.head.increments(logits, P) @ self.weights_OL[:, beams.length + x]
-            P = self.head.next_counts(logits, P)
+        states = self.value.state.exchanged(beams.value_state, prepared.value, rest_BX, items_BK, beams.length)
+        for x, h in enumerate(states):
+            m, P = self.head.advance(self.head(h), P)
+            U = U + m @ self.weights_OL[:, beams.length + x]
         return U
 
     def pooled(self, batch: Batch) -> Tensor:

@@ -2,8 +2,8 @@
 
 sequence(tokens_BLD) gives h for every slot of known lists at once (training). table, start, hidden, advance give the same
 values one step at a time from a cached state (mining): `table` what no prefix changes, `hidden` the h of every candidate as
-the next item of every prefix, `advance` the state after choosing one. along: the same along the rests of many lists after one
-prefix.
+the next item of every prefix, `advance` the state after choosing one. exchanged: the same along one rest of a list with many
+candidates in its first place.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class PrefixState(Protocol):
         """h_BKD and the state of K prefixes, each a parent's prefix with one more item (an index into C) at slot t."""
         ...
 
-    def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
-        """h_BKD of given candidates at the slots t, t+1, …, one after another after the one prefix of each request."""
+    def exchanged(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
+        """h_BKD at the slots t, t+1, …, one after another, of the rests `exchanged` makes, after the one prefix of each request."""
         ...
 
 
@@ -51,6 +51,14 @@ def pick(values_BK: Tensor, parent_BK: Tensor) -> Tensor:
     """Rows of axis 1 by parent index; trailing axes follow."""
     index = parent_BK.view(*parent_BK.shape, *(1,) * (values_BK.dim() - 2))
     return values_BK.gather(1, index.expand(*parent_BK.shape, *values_BK.shape[2:]))
+
+
+def exchanged(rest_BX: Tensor, items_BK: Tensor) -> Tensor:
+    """rests_BKX: a rest with each of the items in its first place, and where that item stood the one that stood first."""
+    rests = rest_BX.unsqueeze(1).expand(-1, items_BK.shape[1], -1)
+    rests = torch.where(rests == items_BK.unsqueeze(-1), rest_BX[:, 0, None, None], rests)
+    rests[:, :, 0] = items_BK
+    return rests
 
 
 def rows(table_BCD: Tensor, items_BK: Tensor) -> Tensor:
@@ -139,19 +147,43 @@ class AdditiveState(nn.Module):
         sums = pick(sums, parent_BK)
         return self._next(sums, rows(own, items_BK), t), (sums + self._adds(table, items_BK, t),)
 
-    def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
-        [sums], (_, own) = state, table
-        for x, items in enumerate(items_BKX.unbind(2)):
-            yield self._next(sums, rows(own, items), t + x)
-            if x + 1 < items_BKX.shape[2]:
-                sums = sums + self._adds(table, items, t + x)
+    def exchanged(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
+        """See `PrefixState`. After slot t the rests have all items in common but one, so sums are parted into `common` and what
+        the first item adds, and the one of the K rests (if any) whose exchanged item comes now is put right by itself."""
+        [common], (_, own) = state, table
+        yield F.gelu(self._pre(common, rows(own, items_BK), t))
+        adds_BKX = self._adds(table, items_BK, t)
+        first, own_first = rest_BX[:, :1], rows(own, rest_BX[:, :1])
+        for x in range(1, rest_BX.shape[1]):
+            here = rest_BX[:, x : x + 1]
+            own_here = rows(own, here)
+            h = F.gelu(self._more(self._pre(common, own_here, t + x), adds_BKX, own_here))
+            comes = items_BK == here
+            k = comes.long().argmax(1, keepdim=True)
+            moved = comes.gather(1, k).unsqueeze(-1)
+            instead = F.gelu(self._pre(common + pick(adds_BKX, k), own_first, t + x))
+            yield h.scatter_(1, k.unsqueeze(-1).expand_as(instead), torch.where(moved, instead, pick(h, k)))
+            if x + 1 < rest_BX.shape[1]:
+                added = self._adds(table, here, t + x)
+                common = common + added
+                more = (self._adds(table, first, t + x) - added) * moved
+                adds_BKX.scatter_add_(1, k.unsqueeze(-1).expand_as(more), more)
 
     def _next(self, sums: Tensor, own: Tensor, t: int) -> Tensor:
         """h at slot t from W1 S | W3 S | W5 R and W2 e | W4 e | W6 x, with leading axes that broadcast."""
+        return F.gelu(self._pre(sums, own, t))
+
+    def _pre(self, sums: Tensor, own: Tensor, t: int) -> Tensor:
+        """What `_next` is the gelu of."""
+        own2 = own[..., : self.width]
+        return self._more(self._slot(self.target, t) + own2, sums, own)
+
+    def _more(self, pre: Tensor, sums: Tensor, own: Tensor) -> Tensor:
+        """`pre` with W1 S + W3 S ⊙ W4 e + W5 R ⊙ W6 x added."""
         S1, S3, *R5 = sums.split(self.width, -1)
-        own2, own4, *own6 = own.split(self.width, -1)
-        pre = torch.addcmul(S1 + self._slot(self.target, t) + own2, S3, own4)
-        return F.gelu(torch.addcmul(pre, R5[0], own6[0]) if self.products else pre)
+        _, own4, *own6 = own.split(self.width, -1)
+        pre = torch.addcmul(S1 + pre, S3, own4)
+        return torch.addcmul(pre, R5[0], own6[0]) if self.products else pre
 
     def _adds(self, table: Table, items_BK: Tensor, t: int) -> Tensor:
         return rows(self._slot(table[0], t), items_BK)
@@ -198,9 +230,9 @@ class AttentionState(nn.Module):
     def advance(self, state: State, table: Table, parent_BK: Tensor, items_BK: Tensor, t: int) -> tuple[Tensor, State]:
         return self._step(tuple(pick(part, parent_BK) for part in state), rows(_at(table, t), items_BK))
 
-    def along(self, state: State, table: Table, items_BKX: Tensor, t: int) -> Iterator[Tensor]:
-        state = tuple(part.expand(-1, items_BKX.shape[1], -1, -1, -1) for part in state)
-        for x, items in enumerate(items_BKX.unbind(2)):
+    def exchanged(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
+        state = tuple(part.expand(-1, items_BK.shape[1], -1, -1, -1) for part in state)
+        for x, items in enumerate(exchanged(rest_BX, items_BK).unbind(2)):
             h, state = self._step(state, rows(_at(table, t + x), items))
             yield h
 

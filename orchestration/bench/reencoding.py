@@ -15,7 +15,7 @@ from torch import Tensor
 from degre_prod.models.evaluator import Beams, LookaheadEvaluator, Prepared
 from degre_prod.models.fields import Batch, Fields
 from degre_prod.models.member import Member, PrefixNetwork
-from degre_prod.models.prefix import pick
+from degre_prod.models.prefix import exchanged, pick
 
 Keep = Literal["fields", "tokens"]
 
@@ -90,10 +90,10 @@ class ReencodingEvaluator(LookaheadEvaluator):
         lists = torch.cat([pick(prefixes.lists, parent_BK), item_BK.unsqueeze(-1)], dim=-1)
         return cast(Beams, _Prefixes(lists, self._utility(cast(_Prepared, prepared), lists), prefixes.length + 1))
 
-    def completed(self, prepared: Prepared, beams: Beams, rests_BKX: Tensor) -> Tensor:
+    def completed(self, prepared: Prepared, beams: Beams, rest_BX: Tensor, items_BK: Tensor) -> Tensor:
         """U_BK of full lists, from all their items."""
-        prefix = cast(_Prefixes, beams).lists.expand(-1, rests_BKX.shape[1], -1)
-        return self._utility(cast(_Prepared, prepared), torch.cat([prefix, rests_BKX], dim=-1))
+        prefix = cast(_Prefixes, beams).lists.expand(-1, items_BK.shape[1], -1)
+        return self._utility(cast(_Prepared, prepared), torch.cat([prefix, exchanged(rest_BX, items_BK)], dim=-1))
 
     def _utility(self, state: _Prepared, lists_BNt: Tensor) -> Tensor:
         """U_BN of whole lists, as `Member.utilities` has it."""
@@ -103,8 +103,8 @@ class ReencodingEvaluator(LookaheadEvaluator):
         P = member.head.start(logits, B * N, 1)[:, 0]
         U = logits.new_zeros(B * N)
         for slot in range(t):
-            U = U + member.head.increments(logits[:, slot], P) @ member.weights_OL[:, slot]
-            P = member.head.next_counts(logits[:, slot], P)
+            m, P = member.head.advance(logits[:, slot], P)
+            U = U + m @ member.weights_OL[:, slot]
         out: Tensor = U.view(B, N)
         return out
 

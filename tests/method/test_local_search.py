@@ -15,9 +15,10 @@ from degre_prod.baselines.calls import Calls, CountingEvaluator
 from degre_prod.config import MiningConfig
 from degre_prod.constraints.mask import first_lists, obeyed
 from degre_prod.constraints.rules import unconstrained
-from degre_prod.mining.local_search import local_search, with_candidate
+from degre_prod.mining.local_search import local_search
 from degre_prod.mining.mine import mine_requests
 from degre_prod.models.evaluator import LookaheadEvaluator
+from degre_prod.models.prefix import exchanged
 from degre_prod.training.data import TensorBatch, to_batch
 
 COUNTS = (N, 5, N, 4, N, N, 3, N)
@@ -56,17 +57,18 @@ def test_the_rests_of_many_lists_are_worth_what_the_whole_lists_are(
     prepared = model.prepare(batch)
     beams = model.start(prepared)
     for t in range(L):
-        rests = torch.stack([lists[:, t:].roll(k, 1) for k in range(L - t)], 1)
-        found = model.completed(prepared, beams, rests)
-        for k in range(rests.shape[1]):
+        items = torch.arange(N).expand(len(lists), N)
+        found = model.completed(prepared, beams, lists[:, t:], items)
+        rests = exchanged(lists[:, t:], items)
+        for k in range(N):
             whole = torch.cat([lists[:, :t], rests[:, k]], 1)
             torch.testing.assert_close(found[:, k], worth_of(model, batch, whole), rtol=1e-4, atol=1e-5)
         beams = model.advance(prepared, beams, torch.zeros(len(lists), 1, dtype=torch.long), lists[:, t : t + 1])
 
 
 def test_a_candidate_changes_places_with_what_stands_there() -> None:
-    got = with_candidate(torch.tensor([[3, 1, 4]]), torch.tensor([[0, 1, 3, 4]]), 1)
-    assert got.tolist() == [[[3, 0, 4], [3, 1, 4], [1, 3, 4], [3, 4, 1]]]
+    got = exchanged(torch.tensor([[1, 4, 3]]), torch.tensor([[0, 1, 3, 4]]))
+    assert got.tolist() == [[[0, 4, 3], [1, 4, 3], [3, 4, 1], [4, 1, 3]]]
 
 
 def by_hand(
