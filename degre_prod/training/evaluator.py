@@ -31,9 +31,9 @@ from degre_prod.training.warm_start import start_from
 
 FORMS: Final = ("additive", "products", "attention")
 MEMBER_SEEDS: Final = 1000  # between the seeds of two members
-# A form whose validation loss half-way is more than so many times the best one's does not get there: what is left of the cycle
-# takes .2 to .7 % off any of them, and off none .2 % more than off the best (five seeds of large substitutes, one of mixed).
-BEHIND: Final = 1.002
+# A form whose validation loss half-way is more than so many times the best one's does not get there: it would have won in one of
+# the runs in docs/results.md, "Which form", by a ten-thousandth.
+BEHIND: Final = 1.001
 # Of one optimiser step, beside the additive form's, read at n = 50, L = 10. They divide the work and change no result.
 _COST: Final = {"additive": 1.0, "products": 1.25, "attention": 1.65, "value to go": 1.2, "pointwise": 0.8}
 
@@ -86,8 +86,10 @@ def _trained(
     losses = {form: trained[network.name].lowest for form, network in tried.items()}
     left = [form for form in FORMS if losses[form] <= BEHIND * min(losses.values())]
     rest = [tried[form].second_half() for form in left]
-    if len(left) == 1:  # then nothing has to wait for the choice
-        return left[0], trained | together([*rest, *networks.after_the_first(left[0])])
+    if len(left) == 1:  # then nothing has to wait for the choice; halves divide more evenly
+        after = networks.after_the_first(left[0])
+        trained |= together([*rest, *(network.first_half() for network in after)])
+        return left[0], trained | together([network.second_half() for network in after])
     trained |= together(rest)
     best = min(left, key=lambda form: trained[tried[form].name].lowest)
     return best, trained | together(networks.after_the_first(best))

@@ -21,7 +21,7 @@ from degre_prod.artefact import finished, publish, write_text, written_aside
 from degre_prod.config import ScalingConfig
 from degre_prod.errors import TrainingError
 from degre_prod.training.group import current_worker
-from degre_prod.training.job_progress import progress_bar
+from degre_prod.training.job_progress import LOOK_S, progress_bar
 
 Task = Callable[[dict[str, Any]], None]
 FAILURE = "failure.txt"  # in the task's folder: all that Ray had to say
@@ -59,8 +59,7 @@ def run_group(task: Task, config: dict[str, Any], *, folder: Path, scaling: Scal
 
 
 def run_jobs(jobs: Sequence[Job], *, scaling: ScalingConfig) -> dict[str, float]:
-    """Run jobs one after another in one launch of the group, and wait; seconds by label, the start of the group in the first and
-    its end in the last.
+    """Run jobs one after another in one launch of the group, and wait; seconds by label, the start of the group in the first.
 
     A launch loads PyTorch into each of seven processes, so jobs that follow each other share one. With `scaling.num_workers` 0
     they run in this process. Raises TrainingError when a worker fails for good; what was published by then stays.
@@ -72,7 +71,8 @@ def run_jobs(jobs: Sequence[Job], *, scaling: ScalingConfig) -> dict[str, float]
 @contextmanager
 def started_group(shared: Path, scaling: ScalingConfig) -> Iterator[Launch]:
     """A group that starts now, so that its processes load while the caller makes what they will work on. The jobs are given
-    once, inside the block, and run as by `run_jobs`; when it ends without any, or fails, the workers go home.
+    once, inside the block, and run as by `run_jobs`; when it ends without any, or fails, the workers go home. The block's end waits
+    for the end of the group, which takes some seconds after the last job.
 
     `shared`: a folder that all workers see, for the jobs and for Ray's own bookkeeping; both are gone afterwards.
     """
@@ -85,7 +85,8 @@ def started_group(shared: Path, scaling: ScalingConfig) -> Iterator[Launch]:
     def run(jobs: Sequence[Job]) -> dict[str, float]:
         launch.give(jobs)
         with _clean(jobs), progress_bar(jobs) as seconds:
-            launch.join()
+            while launch.is_alive() and not all(job.done() for job in jobs):
+                launch.join(LOOK_S)
             launch.raise_for(jobs)
         return seconds
 
@@ -93,7 +94,7 @@ def started_group(shared: Path, scaling: ScalingConfig) -> Iterator[Launch]:
         yield run
         if not launch.given:
             launch.give([])
-            launch.join()
+        launch.join()
     finally:  # where the block failed nobody waits for workers that still start: they find the folder gone
         shutil.rmtree(launch.storage, ignore_errors=True)
 
@@ -176,9 +177,9 @@ class _RayLaunch(threading.Thread):
 
     def raise_for(self, jobs: Sequence[Job]) -> None:
         """Raise TrainingError where the launch failed, which is put down to the first job that is not done."""
-        if self.error is None:
+        failed = next((job for job in jobs if not job.done()), None)
+        if self.error is None or failed is None:
             return
-        failed = next((job for job in jobs if not job.done()), jobs[-1])
         write_text(failed.folder / FAILURE, f"{self.error}\n")
         reason = (str(self.error).strip() or type(self.error).__name__).splitlines()[-1]
         raise TrainingError(

@@ -169,6 +169,7 @@ def test_forms_that_are_behind_half_way_go_no_further(
     for name, behind in (("all", np.inf), ("one", 1.0)):
         monkeypatch.setattr(training, "BEHIND", behind)
         told[name] = trained(folder, tmp_path / name)
+    assert len(told["one"][1]["value to go"]) == len(told["all"][1]["value to go"])  # in two halves, and at once
     curves = {name: {form: each[f"evaluator {form}"] for form in FORMS} for name, (_, each) in told.items()}
     half = {form: best(curves["all"][form][: len(curves["all"][form]) // 2]) for form in FORMS}
     first = min(half, key=lambda form: half[form])
