@@ -14,7 +14,7 @@ from degre_prod.config import GeneratorConfig, MiningConfig
 CHEAPER: Final = {"beam_width": 1, "keep": 1, "shortlist": 12}
 
 
-def narrowed(mining: MiningConfig) -> MiningConfig:
+def cheaper(mining: MiningConfig) -> MiningConfig:
     """The mining whose requests cost less: where a local search follows, it starts from beams of width 1, its later sweeps
     try twelve items a slot, and its list alone is kept."""
     return mining.model_copy(update=CHEAPER) if mining.sweeps else mining

@@ -48,7 +48,7 @@ from degre_prod.worlds.reference import reference_values, true_beam_values
 from degre_prod.worlds.simulate import simulate
 from degre_prod.worlds.spec import LOGGING_TEMPERATURE
 from degre_prod.worlds.truth import World, load_world
-from orchestration.bench.quality_budget import narrowed, shortened
+from orchestration.bench.quality_budget import cheaper, shortened
 from orchestration.bench.quality_folders import FORMAT, encode, keep_newest, seconds_of, step
 from orchestration.bench.quality_variants import VARIANTS
 
@@ -194,9 +194,9 @@ class SeedRun:
         usual = self.settings.mining
         if share == 1:
             return usual
-        narrow = narrowed(usual)
-        affordable = int(self.mining_calls * share / self.calls_per_request(narrow))
-        return narrow.model_copy(update={"requests": min(max(1, affordable), len(self.minable))})
+        less = cheaper(usual)
+        affordable = int(self.mining_calls * share / self.calls_per_request(less))
+        return less.model_copy(update={"requests": min(max(1, affordable), len(self.minable))})
 
     def learning(self, share: float) -> GeneratorConfig:
         """How the generator learns from what is mined for `share` of the calls."""

@@ -18,7 +18,7 @@ from degre_prod.config import Settings
 from degre_prod.errors import ConfigurationError, DataError
 from orchestration.bench.quality import make_plan
 from orchestration.bench.quality_ablations import GROUPS
-from orchestration.bench.quality_budget import CHEAPER, narrowed
+from orchestration.bench.quality_budget import CHEAPER, cheaper
 from orchestration.bench.quality_results import END, START
 from orchestration.bench.quality_steps import SeedRun
 from orchestration.bench.quality_tune import DEGRE_TRIALS
@@ -211,4 +211,4 @@ def test_fewer_calls_buy_narrower_beams_for_more_requests(place: Path) -> None:
         assert run.spent(share) <= share * run.mining_calls
         assert run.learning(share).epochs == round(4 / math.sqrt(mining.requests / 40))
     searched = usual.model_copy(update={"sweeps": 0})
-    assert narrowed(searched) == searched  # the paper's beams are not followed by a local search
+    assert cheaper(searched) == searched  # the paper's beams are not followed by a local search
