@@ -41,20 +41,20 @@ def local_search(
     for sweep in range(sweeps):
         beams = model.start(prepared)
         for t in range(L):
-            current = lists_BL[:, t : t + 1]
+            front, rest, current = lists_BL[:, :t], lists_BL[:, t:], lists_BL[:, t : t + 1]
             items = every if sweep == 0 or shortlist is None else torch.cat([current, shortlists[t]], 1)
-            rests = exchanged(lists_BL[:, t:], items)
-            variants = torch.cat([lists_BL[:, :t].unsqueeze(1).expand(-1, items.shape[1], -1), rests], 2)
-            possible = mask_BC.scatter(1, lists_BL[:, :t], False).gather(1, items)
+            possible = mask_BC.scatter(1, front, False).gather(1, items)
             if rules is not None:
-                possible &= torch.from_numpy(obeyed(rules, variants.numpy()))
-            worth = model.completed(prepared, beams, lists_BL[:, t:], items)
+                fronts = front.unsqueeze(1).expand(-1, items.shape[1], -1)
+                possible &= torch.from_numpy(obeyed(rules, torch.cat([fronts, exchanged(rest, items)], 2).numpy()))
+            worth = model.completed(prepared, beams, rest, items)
             width = shortlist if shortlist and sweep == 0 else 1
             _, order, _ = best_children(worth.unsqueeze(1), possible.unsqueeze(1), width)
-            if sweep == 0:
+            if shortlist and sweep == 0:
                 shortlists.append(order)
             best, stays = order[:, 0], (items == current).long().argmax(1)
             best = torch.where(worth[rows, best] > worth[rows, stays] + TIE, best, stays)
-            lists_BL, utility = variants[rows, best], worth[rows, best]
+            lists_BL = torch.cat([front, exchanged(rest, items[rows, best].unsqueeze(1))[:, 0]], 1)
+            utility = worth[rows, best]
             beams = model.advance(prepared, beams, root, lists_BL[:, t : t + 1])
     return Leaves(lists_BL.unsqueeze(1), utility.unsqueeze(1))

@@ -166,8 +166,8 @@ class Member(nn.Module):
         """U_BK, in units of Ū, of full lists: the one prefix of each request, then its rest (indices into candidates) with each of
         the items in the first place, and where that item stood the one that stood first."""
         P, U = beams.counts, beams.utility
-        states = self.value.state.exchanged(beams.value_state, prepared.value, rest_BX, items_BK, beams.length)
-        for x, h in enumerate(states):
+        along = self.value.state.along(beams.value_state, prepared.value, rest_BX, items_BK, beams.length)
+        for x, h in enumerate(along):
             m, P = self.head.advance(self.head(h), P)
             U = U + m @ self.weights_OL[:, beams.length + x]
         return U

@@ -2,7 +2,7 @@
 
 sequence(tokens_BLD) gives h for every slot of known lists at once (training). table, start, hidden, advance give the same
 values one step at a time from a cached state (mining): `table` what no prefix changes, `hidden` the h of every candidate as
-the next item of every prefix, `advance` the state after choosing one. exchanged: the same along one rest of a list with many
+the next item of every prefix, `advance` the state after choosing one. along: the same along one rest of a list with many
 candidates in its first place.
 """
 
@@ -42,8 +42,9 @@ class PrefixState(Protocol):
         """h_BKD and the state of K prefixes, each a parent's prefix with one more item (an index into C) at slot t."""
         ...
 
-    def exchanged(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
-        """h_BKD at the slots t, t+1, …, one after another, of the rests `exchanged` makes, after the one prefix of each request."""
+    def along(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
+        """h_BKD at the slots t, t+1, …, one after another, of the rests `exchanged` makes, after the one prefix of each request. No
+        item that the rest has further back may be there twice."""
         ...
 
 
@@ -147,27 +148,27 @@ class AdditiveState(nn.Module):
         sums = pick(sums, parent_BK)
         return self._next(sums, rows(own, items_BK), t), (sums + self._adds(table, items_BK, t),)
 
-    def exchanged(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
+    def along(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
         """See `PrefixState`. After slot t the rests have all items in common but one, so sums are parted into `common` and what
         the first item adds, and the one of the K rests (if any) whose exchanged item comes now is put right by itself."""
         [common], (_, own) = state, table
-        yield F.gelu(self._pre(common, rows(own, items_BK), t))
-        adds_BKX = self._adds(table, items_BK, t)
+        yield self._next(common, rows(own, items_BK), t)
+        adds = self._adds(table, items_BK, t)  # (B, K, 3D)
         first, own_first = rest_BX[:, :1], rows(own, rest_BX[:, :1])
         for x in range(1, rest_BX.shape[1]):
             here = rest_BX[:, x : x + 1]
             own_here = rows(own, here)
-            h = F.gelu(self._more(self._pre(common, own_here, t + x), adds_BKX, own_here))
+            h = F.gelu(self._more(self._pre(common, own_here, t + x), adds, own_here))
             comes = items_BK == here
             k = comes.long().argmax(1, keepdim=True)
             moved = comes.gather(1, k).unsqueeze(-1)
-            instead = F.gelu(self._pre(common + pick(adds_BKX, k), own_first, t + x))
+            instead = self._next(common + pick(adds, k), own_first, t + x)
             yield h.scatter_(1, k.unsqueeze(-1).expand_as(instead), torch.where(moved, instead, pick(h, k)))
             if x + 1 < rest_BX.shape[1]:
                 added = self._adds(table, here, t + x)
                 common = common + added
                 more = (self._adds(table, first, t + x) - added) * moved
-                adds_BKX.scatter_add_(1, k.unsqueeze(-1).expand_as(more), more)
+                adds.scatter_add_(1, k.unsqueeze(-1).expand_as(more), more)
 
     def _next(self, sums: Tensor, own: Tensor, t: int) -> Tensor:
         """h at slot t from W1 S | W3 S | W5 R and W2 e | W4 e | W6 x, with leading axes that broadcast."""
@@ -230,7 +231,7 @@ class AttentionState(nn.Module):
     def advance(self, state: State, table: Table, parent_BK: Tensor, items_BK: Tensor, t: int) -> tuple[Tensor, State]:
         return self._step(tuple(pick(part, parent_BK) for part in state), rows(_at(table, t), items_BK))
 
-    def exchanged(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
+    def along(self, state: State, table: Table, rest_BX: Tensor, items_BK: Tensor, t: int) -> Iterator[Tensor]:
         state = tuple(part.expand(-1, items_BK.shape[1], -1, -1, -1) for part in state)
         for x, items in enumerate(exchanged(rest_BX, items_BK).unbind(2)):
             h, state = self._step(state, rows(_at(table, t + x), items))

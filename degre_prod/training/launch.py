@@ -47,9 +47,8 @@ class Job:
         return self.artefact is not None and finished(*self.artefact)
 
 
-Launch = Callable[
-    [Sequence[Job]], dict[str, float]
-]  # runs jobs one after another and waits; the seconds of each by label
+# Runs jobs one after another and waits; the seconds of each by label.
+Launch = Callable[[Sequence[Job]], dict[str, float]]
 
 
 def run_group(task: Task, config: dict[str, Any], *, folder: Path, scaling: ScalingConfig, label: str) -> None:
